@@ -1,0 +1,68 @@
+"""Files on disk: JSON, Parquet and HTML, written beside their place and renamed, so that none is ever half-written."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import BadArtifact, CannotWrite
+
+
+def output_folder(path: Path) -> Path:
+    """The folder, made if it is not there, and found to be writable before any work is done.
+
+    Raises:
+        CannotWrite: if it is a file, or cannot be made or written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise CannotWrite(
+            f"Output folder {str(path)!r} cannot be written ({error.strerror or error}). Name another with --out, "
+            "or give yourself the right to write there."
+        ) from None
+    return path
+
+
+@contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """A path beside the final one; renamed to it when the block ends well, deleted when it does not.
+
+    Raises:
+        CannotWrite: if the disk refuses, a full one included.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield beside
+        beside.replace(path)
+    except OSError as error:
+        raise CannotWrite(
+            f"{str(path)!r} could not be written ({error.strerror or error}). "
+            "Nothing half-written was left; make room or name another place, and run it again."
+        ) from None
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Indented JSON with a final line break."""
+    with staged(path) as beside:
+        beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """
+    Raises:
+        BadArtifact: if the file is missing or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadArtifact(f"{str(path)!r} does not exist. Is this the folder that the job wrote to?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise BadArtifact(f"{str(path)!r} cannot be read as JSON ({error}). Run the job that wrote it again.") from None

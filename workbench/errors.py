@@ -1,0 +1,53 @@
+"""Named errors: what was asked, what was found, and what to do. Their text is part of the interface and is tested."""
+
+
+class WorkbenchError(ValueError):
+    """Base of every error that a user can cause and mend; the command line prints it as one line and exits with 2."""
+
+
+class UnknownModel(WorkbenchError):
+    """No model of this name is embedded, cached, on disk, or reachable."""
+
+
+class BrokenModel(WorkbenchError):
+    """A model's files are there but cannot be used: missing, truncated, altered or pickled weights."""
+
+
+class UnknownArchitecture(WorkbenchError):
+    """The model's family has no row in `workbench.architectures`."""
+
+
+class UnknownSite(WorkbenchError):
+    """No such site exists, or this model's family does not have it."""
+
+
+class MissingWeight(WorkbenchError):
+    """The model's family has no such weight matrix."""
+
+
+class LayerOutOfRange(WorkbenchError):
+    """A layer index or range that the model does not have."""
+
+
+class UnknownToken(WorkbenchError):
+    """A text that is no token of the vocabulary, or a token id outside it."""
+
+
+class NotFinite(WorkbenchError):
+    """NaN or infinity where a number is needed."""
+
+
+class VerificationFailed(WorkbenchError):
+    """The model does not obey the identities that its family's row promises, so nothing read from it can be trusted."""
+
+
+class PullFailed(WorkbenchError):
+    """The embedded model could not be fetched or converted."""
+
+
+class CannotWrite(WorkbenchError):
+    """An output folder or file cannot be written."""
+
+
+class BadArtifact(WorkbenchError):
+    """A saved result is missing, incomplete, or of another kind than the one asked for."""

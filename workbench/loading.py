@@ -1,0 +1,251 @@
+"""From a name, a folder or a live model to a `LanguageModel` that was checked."""
+
+import json
+import logging
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union
+
+import torch
+
+from workbench.architectures import ROWS, architecture_of
+from workbench.artifacts import read_json
+from workbench.embedded import DEFAULT, EMBEDDED, pull
+from workbench.errors import BrokenModel, UnknownModel
+from workbench.model import LanguageModel
+from workbench.verification import verify_briefly
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger("workbench")
+
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+"""What a model needs of a hub repository: never pickled weights, never code."""
+
+QUIET_BELOW = 4 << 30
+"""Bytes of weights under which a loading bar would only flicker."""
+
+
+def load(
+    model: Union[str, Path, "PreTrainedModel"] = DEFAULT,
+    *,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    check: bool = True,
+) -> LanguageModel:
+    """Load a model and check that it is what its names say.
+
+    Args:
+        model: The embedded model's name (pulled on first use), a local folder, a Hugging Face id (from its cache, else
+            downloaded), or a live model, which needs its tokenizer.
+        dtype: Of the weights; as stored, if not given.
+        device: Where to put the weights; as they are (the CPU), if not given.
+        revision: Branch, tag or commit of a hub model.
+        check: Run the short self-check (one small forward pass).
+    Raises:
+        UnknownModel, BrokenModel: if there is no such model, or its files cannot be used.
+        UnknownArchitecture: if its family has no row.
+        VerificationFailed: if the self-check fails.
+    """
+    if isinstance(model, (str, Path)):
+        loaded = _from_folder(_find(str(model), revision), str(model), tokenizer, dtype)
+    else:
+        if tokenizer is None:
+            raise UnknownModel("A live model was given without its tokenizer. Pass tokenizer=.")
+        name = getattr(model.config, "_name_or_path", "") or type(model).__name__
+        loaded = LanguageModel(model, tokenizer, architecture_of(_text_config(model)), name, "local")
+        if dtype is not None:
+            model.to(dtype)  # pyright: ignore[reportArgumentType]
+    if device is not None:
+        loaded.hf.to(device)  # pyright: ignore[reportArgumentType]
+    loaded.hf.eval()
+    if check:
+        verify_briefly(loaded).require()
+    return loaded
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A model that can be named: one line of `workbench models`."""
+
+    name: str
+    kind: str
+    """`embedded` or `cached` (by Hugging Face)."""
+    state: str
+    """`ready`, `not pulled`, or why it cannot be loaded."""
+    bytes: int
+    licence: str
+
+
+def models() -> list[Listing]:
+    """The embedded models and those in Hugging Face's cache."""
+    found = []
+    for embedded in EMBEDDED.values():
+        state = "ready" if embedded.is_pulled else "not pulled"
+        size = _weight_bytes(embedded.folder) if embedded.is_pulled else embedded.bytes
+        found.append(Listing(embedded.name, "embedded", state, size, embedded.licence))
+    return found + [_listing(name, folder) for name, folder in sorted(_cached().items())]
+
+
+def _find(name: str, revision: str | None) -> Path:
+    """The folder that a name means."""
+    if name in EMBEDDED:
+        if not EMBEDDED[name].is_pulled:
+            log.warning("%s is not here yet: pulling it (%.0f MB, once).", name, EMBEDDED[name].bytes / 1e6)
+        return pull(name)
+    if (folder := Path(name).expanduser()).is_dir():
+        return folder
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UnknownModel(f"Folder {name!r} does not exist. {_known()}")
+    return _from_hub(name, revision)
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES, local_files_only=True))
+    except HFValidationError:
+        raise UnknownModel(f"{name!r} is no model name. {_known()}") from None
+    except LocalEntryNotFoundError:
+        log.warning("%s is not in the cache: asking the hub for it.", name)
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UnknownModel(
+            f"Model {name!r} is not embedded, is no folder, is not cached, and could not be had from the hub ({reason}). "
+            f"{_known()}"
+        ) from None
+
+
+def _known() -> str:
+    cached = ", ".join(_cached()) or "none"
+    return f"Embedded: {', '.join(EMBEDDED)}; cached: {cached}. Name one of these or a folder (see `workbench models`)."
+
+
+def _from_folder(
+    folder: Path, name: str, tokenizer: "PreTrainedTokenizerBase | None", dtype: torch.dtype | None
+) -> LanguageModel:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    check_weights(folder)
+    row = architecture_of(AutoConfig.from_pretrained(folder).get_text_config(decoder=True))
+    try:
+        with _loading_bar(_weight_bytes(folder) > QUIET_BELOW):
+            hf = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto", use_safetensors=True)
+        if tokenizer is None:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BrokenModel(f"{str(folder)!r} could not be loaded: {str(error).strip().splitlines()[0]}") from None
+    assert tokenizer is not None
+    return LanguageModel(hf, tokenizer, row, name, _revision(folder), folder)
+
+
+def check_weights(folder: Path) -> None:
+    """Look at the weight files of a folder without loading them.
+
+    Raises:
+        BrokenModel: if there is no config, no safetensors file, a shard is missing, or a file is shorter than its header says.
+    """
+    if not (folder / "config.json").exists():
+        raise BrokenModel(f"Folder {str(folder)!r} holds no config.json: it is no Hugging Face model folder.")
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        files = sorted({folder / name for name in read_json(index)["weight_map"].values()})
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickled = sorted(path.name for path in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
+        advice = (
+            f"{', '.join(pickled)} is pickled, which can run code when it is read. Convert it with save_pretrained in an "
+            "environment that you can afford to lose."
+            if pickled
+            else "Was the download cut short?"
+        )
+        raise BrokenModel(f"Folder {str(folder)!r} holds no *.safetensors weights. {advice}")
+    for file in files:
+        if not file.exists():
+            raise BrokenModel(f"{str(folder)!r} lacks {file.name}, which its index names. Fetch the model again.")
+        if (promised := _promised_bytes(file)) != file.stat().st_size:
+            raise BrokenModel(
+                f"{str(file)!r} has {file.stat().st_size:,} bytes where its header promises {promised:,}: it is truncated "
+                "or damaged. Fetch it again."
+            )
+
+
+def _promised_bytes(file: Path) -> int:
+    """Length of a safetensors file by its own header: 8 bytes, the header, the tensors."""
+    with file.open("rb") as stream:
+        try:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(min(length, file.stat().st_size)))
+            return 8 + length + max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
+        except (struct.error, ValueError, KeyError, TypeError, AttributeError):
+            raise BrokenModel(f"{str(file)!r} has no readable safetensors header. Fetch it again.") from None
+
+
+def _revision(folder: Path) -> str:
+    if (own := folder / "workbench.json").exists():
+        return read_json(own)["revision"]
+    return folder.name if folder.parent.name == "snapshots" else "local"
+
+
+def _cached() -> dict[str, Path]:
+    """Models in Hugging Face's cache: id and newest snapshot."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repos = [repo for repo in scan_cache_dir().repos if repo.repo_type == "model" and repo.revisions]
+    except CacheNotFound:
+        return {}
+    return {repo.repo_id: max(repo.revisions, key=lambda revision: revision.last_modified).snapshot_path for repo in repos}
+
+
+def _listing(name: str, folder: Path) -> Listing:
+    state = "ready"
+    try:
+        check_weights(folder)
+        family = read_json(folder / "config.json").get("model_type")
+        if family not in ROWS:
+            state = f"family {family!r} has no row"
+    except BrokenModel as error:
+        state = str(error)
+    return Listing(name, "cached", state, _weight_bytes(folder), _card_licence(folder))
+
+
+def _card_licence(folder: Path) -> str:
+    card = folder / "README.md"
+    lines = card.read_text(encoding="utf-8", errors="replace").splitlines() if card.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("license:")), "see its card")
+
+
+def _weight_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _text_config(model: "PreTrainedModel") -> Any:
+    return model.config.get_text_config(decoder=True)
+
+
+@contextmanager
+def _loading_bar(shown: bool) -> Iterator[None]:
+    """Transformers' own progress bar, only where there is something to wait for."""
+    from transformers.utils import logging as hf_logging
+
+    was = hf_logging.is_progress_bar_enabled()
+    if not shown:
+        hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was:
+            hf_logging.enable_progress_bar()

@@ -1,0 +1,35 @@
+"""What every analysis returns: a frozen result with a tidy table and the settings that would make it again."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A table, one row an observation, and the settings: model, revision, dtype and options."""
+
+    table: pd.DataFrame
+    settings: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__} of {self.settings.get('model')}\n{self.table}"
+
+    def _repr_html_(self) -> str:
+        return f"<b>{type(self).__name__}</b> of {self.settings.get('model')}{self.table.to_html(max_rows=20)}"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a number may depend on."""
+    return {"python": platform.python_version()} | {
+        package: version(package) for package in ("mi-workbench", "torch", "transformers")
+    }

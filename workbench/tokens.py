@@ -1,0 +1,105 @@
+"""From token ids to printable strings and from words to token ids: the one place where either is decided."""
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+
+from workbench.errors import UnknownToken
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Match = Literal["folded", "exact", "regex"]
+
+
+def token_strings(tokenizer: "PreTrainedTokenizerBase", d_vocab: int) -> list[str]:
+    """The printable string of every token id, `d_vocab` of them.
+
+    Spaces are kept, as they tell ` dog` from `dog`; line breaks and other control characters are escaped (`\\n`);
+    bytes that are no complete UTF-8 character read `\\xf0\\x9f`; ids that pad the embedding matrix beyond the
+    tokenizer read `<unused 50300>`.
+    """
+    raw = tokenizer.convert_ids_to_tokens(list(range(min(len(tokenizer), d_vocab))))
+    special = set(tokenizer.all_special_ids)
+    byte_level = _is_byte_level(raw)
+    strings = [
+        f"<unused {i}>" if token is None else token if i in special else _printable(token, byte_level)
+        for i, token in enumerate(raw)
+    ]
+    return strings + [f"<unused {i}>" for i in range(len(strings), d_vocab)]
+
+
+def fold(token: str) -> str:
+    """The token without surrounding space and case, the sense in which ` Dog` and `dog` are one word."""
+    return token.strip().casefold()
+
+
+def matching_ids(strings: Sequence[str], text: str, match: Match) -> list[int]:
+    """Ids of the tokens that `text` names, in ascending order.
+
+    Args:
+        match: `folded` ignores space around the token and case; `exact` is the very string, with its space;
+            `regex` is a Python regular expression searched for in the token.
+    Raises:
+        UnknownToken: if no token answers to it. Most words of a language are several tokens and have no neuron row.
+    """
+    if match == "regex":
+        try:
+            pattern = re.compile(text)
+        except re.error as error:
+            raise UnknownToken(f"{text!r} is not a regular expression ({error}). Mend it, or drop --regex.") from None
+        ids = [i for i, token in enumerate(strings) if pattern.search(token)]
+    elif match == "exact":
+        ids = [i for i, token in enumerate(strings) if token == text]
+    else:
+        ids = [i for i, token in enumerate(strings) if fold(token) == fold(text)]
+    if not ids:
+        near = _tokens_beginning_like(strings, text)
+        hint = f" Tokens that begin like it: {', '.join(map(repr, near))}." if near else ""
+        raise UnknownToken(
+            f"{text!r} ({match}) is no single token of this vocabulary of {len(strings):,}.{hint} "
+            "Ask for one of its pieces, or use a regular expression."
+        )
+    return ids
+
+
+def shown(token: str) -> str:
+    """The token as a terminal or a picture shows it: a leading or trailing space becomes a visible `·`."""
+    core = token.strip(" ")
+    return f"{'·' * (len(token) - len(token.lstrip(' ')))}{core}{'·' * (len(token) - len(token.rstrip(' ')))}" if core else "·" * len(token)
+
+
+def joined(tokens: Iterable[str]) -> str:
+    """Several tokens on one line, spaces visible."""
+    return "  ".join(shown(token) for token in tokens)
+
+
+def _tokens_beginning_like(strings: Sequence[str], text: str) -> list[str]:
+    head = fold(text)[:4]
+    return [token for token in strings if head and fold(token).startswith(head)][:5]
+
+
+def _printable(token: str, byte_level: bool) -> str:
+    if byte_level:
+        table = _bytes_of_characters()
+        text = b"".join(table.get(c, c.encode()) for c in token).decode("utf-8", errors="backslashreplace")
+    elif match := re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", token):  # SentencePiece's name of a lone byte
+        text = bytes([int(match[1], 16)]).decode("utf-8", errors="backslashreplace")
+    else:
+        text = token.replace("▁", " ")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _is_byte_level(raw: Sequence[str | None]) -> bool:
+    """Whether tokens are spelled in GPT-2's byte alphabet: then `Ġ`, its space, occurs in it and `▁` does not lead."""
+    spaced = sum(token.startswith("Ġ") for token in raw if token)
+    return spaced > sum(token.startswith("▁") for token in raw if token)
+
+
+@lru_cache(maxsize=1)
+def _bytes_of_characters() -> dict[str, bytes]:
+    """Inverse of GPT-2's byte alphabet: printable bytes stand for themselves, the others for U+0100 upwards."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): bytes([b]) for b in printable} | {chr(0x100 + i): bytes([b]) for i, b in enumerate(others)}
