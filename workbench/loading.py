@@ -187,7 +187,11 @@ def _promised_bytes(file: Path) -> int:
         try:
             (length,) = struct.unpack("<Q", stream.read(8))
             header = json.loads(stream.read(min(length, file.stat().st_size)))
-            return 8 + length + max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
+            return (
+                8
+                + length
+                + max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
+            )
         except (struct.error, ValueError, KeyError, TypeError, AttributeError):
             raise BrokenModel(f"{str(file)!r} has no readable safetensors header. Fetch it again.") from None
 

@@ -191,6 +191,18 @@ class LanguageModel:
 
         return verify(self)
 
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What a result must say of the model it was made with."""
+        return {
+            "model": self.name,
+            "revision": self.revision,
+            "weights_hash": self.weights_hash,
+            "family": self.row.model_type,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": self.device.type,
+        }
+
     @cached_property
     def weights_hash(self) -> str:
         """SHA-256 over the name, dtype, shape and 1,024 evenly spaced entries of every parameter.

@@ -34,7 +34,12 @@ _TRANSFORMER_LENS = {
     "hook_attn_out": "attn_out", "hook_mlp_out": "mlp_out",
 }  # fmt: skip
 _TRANSFORMER_LENS_WHOLE = {"hook_embed": "embed", "ln_final.hook_normalized": "ln_final"}
-_NNTERP = {"layers_input": "resid_pre", "layers_output": "resid_post", "attentions_output": "attn_out", "mlps_output": "mlp_out"}
+_NNTERP = {
+    "layers_input": "resid_pre",
+    "layers_output": "resid_post",
+    "attentions_output": "attn_out",
+    "mlps_output": "mlp_out",
+}
 
 
 @dataclass(frozen=True, order=True)

@@ -35,49 +35,50 @@ def fold(token: str) -> str:
     return token.strip().casefold()
 
 
-def matching_ids(strings: Sequence[str], text: str, match: Match) -> list[int]:
-    """Ids of the tokens that `text` names, in ascending order.
+def matching_ids(strings: Iterable[tuple[int, str]], text: str, match: Match) -> list[int]:
+    """Ids of the tokens (id and string) that `text` names.
 
     Args:
         match: `folded` ignores space around the token and case; `exact` is the very string, with its space;
             `regex` is a Python regular expression searched for in the token.
     Raises:
-        UnknownToken: if no token answers to it. Most words of a language are several tokens and have no neuron row.
+        UnknownToken: if `text` is no regular expression.
     """
     if match == "regex":
         try:
             pattern = re.compile(text)
         except re.error as error:
-            raise UnknownToken(f"{text!r} is not a regular expression ({error}). Mend it, or drop --regex.") from None
-        ids = [i for i, token in enumerate(strings) if pattern.search(token)]
-    elif match == "exact":
-        ids = [i for i, token in enumerate(strings) if token == text]
-    else:
-        ids = [i for i, token in enumerate(strings) if fold(token) == fold(text)]
-    if not ids:
-        near = _tokens_beginning_like(strings, text)
-        hint = f" Tokens that begin like it: {', '.join(map(repr, near))}." if near else ""
-        raise UnknownToken(
-            f"{text!r} ({match}) is no single token of this vocabulary of {len(strings):,}.{hint} "
-            "Ask for one of its pieces, or use a regular expression."
-        )
-    return ids
+            raise UnknownToken(f"{text!r} is not a regular expression ({error}). Mend it, or search without regex.") from None
+        return [i for i, token in strings if pattern.search(token)]
+    if match == "exact":
+        return [i for i, token in strings if token == text]
+    return [i for i, token in strings if fold(token) == fold(text)]
+
+
+def no_such_token(strings: Iterable[str], text: str, match: Match) -> UnknownToken:
+    """The error of a text that is no token, with tokens that begin like it. Most words are several tokens."""
+    head = fold(text)[:4]
+    near = [token for token in strings if head and fold(token).startswith(head)][:5]
+    hint = f" Tokens that begin like it: {', '.join(map(repr, near))}." if near and match != "regex" else ""
+    return UnknownToken(
+        f"{text!r} ({match}) is no single token of this vocabulary.{hint} "
+        "Ask for one of its pieces, or use a regular expression."
+    )
 
 
 def shown(token: str) -> str:
     """The token as a terminal or a picture shows it: a leading or trailing space becomes a visible `·`."""
     core = token.strip(" ")
-    return f"{'·' * (len(token) - len(token.lstrip(' ')))}{core}{'·' * (len(token) - len(token.rstrip(' ')))}" if core else "·" * len(token)
+    return (
+        f"{'·' * (len(token) - len(token.lstrip(' ')))}{core}{'·' * (len(token) - len(token.rstrip(' ')))}"
+        if core
+        else "·" * len(token)
+    )
 
 
 def joined(tokens: Iterable[str]) -> str:
     """Several tokens on one line, spaces visible."""
     return "  ".join(shown(token) for token in tokens)
-
-
-def _tokens_beginning_like(strings: Sequence[str], text: str) -> list[str]:
-    head = fold(text)[:4]
-    return [token for token in strings if head and fold(token).startswith(head)][:5]
 
 
 def _printable(token: str, byte_level: bool) -> str:

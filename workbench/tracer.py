@@ -1,7 +1,7 @@
 """Reading and changing a model's inner tensors while it runs. The only file that registers hooks."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -67,11 +67,8 @@ def capture(
 
         return hook
 
-    with torch.no_grad(), edited(model, {site: keep(site) for site in wanted}):
-        try:
-            model.forward(batch)
-        except _Complete:
-            pass
+    with torch.no_grad(), edited(model, {site: keep(site) for site in wanted}), suppress(_Complete):
+        model.forward(batch)
     return Activations({site: kept[site] for site in wanted}, batch)
 
 

@@ -183,6 +183,7 @@ def _padding(model: LanguageModel) -> Iterator[Check]:
 @torch.no_grad()
 def _logits_and(model: LanguageModel, batch: Batch, names: list[str], captured: dict[str, Tensor]) -> Tensor:
     """One pass that keeps the named sites and goes on to the logits."""
+
     def keep(site: Site):
         def edit(value: Tensor) -> Tensor:
             captured[str(site)] = value
@@ -208,5 +209,4 @@ def _result(model: LanguageModel, checks: Iterable[Check]) -> Verification:
     table["layer"] = table["layer"].astype("Int64")
     table["tolerance"] = TOLERANCE[model.dtype]
     table["passed"] = table["error"] <= table["tolerance"]
-    settings = {"model": model.name, "revision": model.revision, "family": model.row.model_type, "dtype": str(model.dtype)}
-    return Verification(table, settings)
+    return Verification(table, model.provenance)

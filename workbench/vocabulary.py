@@ -7,7 +7,7 @@ A rows x vocabulary matrix is never stored.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -41,11 +41,11 @@ class Projection:
     bottom_logits: Float[Tensor, "rows k_bottom"]
     log_normaliser: Float[Tensor, " rows"]
     """log of the sum over the vocabulary of exp(logit)."""
-    entropy_nats: Float[Tensor, " rows"] | None
-    target_logits: Float[Tensor, "rows targets"] | None
-    target_ranks: Int[Tensor, "rows targets"] | None
+    entropy_nats: Float[Tensor, " rows"] | None = None
+    target_logits: Float[Tensor, "rows targets"] | None = None
+    target_ranks: Int[Tensor, "rows targets"] | None = None
     """0 for the best token of the row; equal logits are ranked by lowest id."""
-    kl_nats: Float[Tensor, " rows"] | None
+    kl_nats: Float[Tensor, " rows"] | None = None
     """KL(reference || row)."""
 
     @property
@@ -105,6 +105,15 @@ class Vocabulary:
             raise UnknownToken(f"Token id {token} is outside the vocabulary; ids go from 0 to {self.d_vocab - 1}.")
         return self.W_U[:, token]
 
+    def linear_part(self, x: Float[Tensor, "*batch d_model"], decoder: Decoder) -> Float[Tensor, "*batch d_model"]:
+        """What multiplies `W_U` if only the linear part of the decoder is taken: x, scaled by the gain unless it is `none`."""
+        return x if decoder == "none" else x.to(_accumulation_dtype(x)) * self.gain.to(_accumulation_dtype(x))
+
+    @torch.no_grad()
+    def logits_of(self, x: Float[Tensor, "rows d_model"], ids: Int[Tensor, "rows k"]) -> Float[Tensor, "rows k"]:
+        """Products of each row with a few columns of `W_U` of its own (decoder `none`)."""
+        return torch.stack([(x * self.W_U.T[column].to(x.dtype)).sum(1) for column in ids.T], 1)
+
     @torch.no_grad()
     def logits(self, x: Float[Tensor, "*batch d_model"], *, decoder: Decoder = "norm") -> Float[Tensor, "*batch d_vocab"]:
         """All logits of a few vectors, dense. For many rows use `project`, which does not store them."""
@@ -162,7 +171,7 @@ class Vocabulary:
         if decoder == "norm":
             return self.ln_final(x.to(self.gain.dtype)).to(_accumulation_dtype(x))
         if decoder == "gain":
-            return x.to(_accumulation_dtype(x)) * self.gain.to(_accumulation_dtype(x))
+            return self.linear_part(x, decoder)
         return x if _multiplies_exactly(x, self.W_U) else x.to(_accumulation_dtype(x))
 
     def tile(
@@ -311,7 +320,8 @@ class _Divergence:
     """KL(reference || rows) = Σ p (log p - log q), from the sums of p·(logit_p - logit_q) and the two normalisers."""
 
     def __init__(self, vocabulary: Vocabulary, reference: Tensor, decoder: Decoder, rows: int):
-        self.vocabulary, self.decoder = vocabulary, decoder
+        self.vocabulary = vocabulary
+        self.decoder: Decoder = decoder
         self.rows = vocabulary.decoded(reference, decoder)
         dtype = _accumulation_dtype(reference)
         self.softmax = RunningSoftmax(len(reference), device=reference.device, dtype=dtype)
@@ -369,4 +379,5 @@ def _stack(blocks: list[Projection]) -> Projection:
     if len(blocks) == 1:
         return blocks[0]
     parts = {f.name: [getattr(block, f.name) for block in blocks] for f in fields(Projection)}
-    return Projection(**{name: None if part[0] is None else torch.cat(part) for name, part in parts.items()})
+    joined: dict[str, Any] = {name: None if part[0] is None else torch.cat(part) for name, part in parts.items()}
+    return Projection(**joined)

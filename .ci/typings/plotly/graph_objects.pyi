@@ -1,0 +1,4 @@
+from typing import Any
+
+class Figure:
+    def __getattr__(self, name: str) -> Any: ...

@@ -1,0 +1,3 @@
+from typing import Any
+
+def make_subplots(**options: Any) -> Any: ...

@@ -1,0 +1,132 @@
+"""A neuron map on disk, and the finished layers of one that is being made."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.artifacts import output_folder, read_json, staged, write_json
+from workbench.errors import BadArtifact
+from workbench.tokens import fold
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from workbench.vocabulary import Projection
+
+KIND = "neuron map"
+_KEYS = ["side", "layer", "neuron", "rank"]
+
+
+def write(
+    folder: Path,
+    table: pd.DataFrame,
+    bottom: pd.DataFrame,
+    null: pd.DataFrame,
+    tokens: list[str],
+    settings: dict[str, Any],
+) -> Path:
+    """Write the tables, then run.json: a folder with a run.json is whole.
+
+    Rows are sorted by token, so that a search reads only the row groups that hold it.
+    """
+    output_folder(folder)
+    (folder / "run.json").unlink(missing_ok=True)
+    for name, frame in (("neurons", table), ("neurons_bottom", bottom)):
+        _write_parquet(folder / f"{name}.parquet", frame.sort_values(["token_id", *_KEYS]))
+    _write_parquet(folder / "null.parquet", null)
+    _write_parquet(folder / "tokens.parquet", token_table(tokens))
+    write_json(folder / "run.json", {"kind": KIND} | settings)
+    return folder
+
+
+def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, list[str], dict[str, Any]]:
+    """
+    Raises:
+        BadArtifact: if the folder holds no complete neuron map.
+    """
+    import pandas as pd
+
+    settings = settings_of(folder)
+    try:
+        table, bottom = (
+            pd.read_parquet(folder / f"{name}.parquet").sort_values(_KEYS, ignore_index=True)
+            for name in ("neurons", "neurons_bottom")
+        )
+        null = pd.read_parquet(folder / "null.parquet")
+        tokens = pd.read_parquet(folder / "tokens.parquet")["token"].tolist()
+    except (OSError, ValueError, KeyError) as error:  # pyarrow's errors of a damaged file are among them
+        raise BadArtifact(f"The neuron map in {str(folder)!r} is damaged ({error}). Make it again.") from None
+    return table, bottom, null, tokens, settings
+
+
+def token_table(tokens: list[str]) -> pd.DataFrame:
+    """Columns token_id, token and folded, as `neuron_search` reads them."""
+    import pandas as pd
+
+    return pd.DataFrame({"token_id": range(len(tokens)), "token": tokens, "folded": [fold(token) for token in tokens]})
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """run.json of a neuron map.
+
+    Raises:
+        BadArtifact: if there is none, or it is of another kind.
+    """
+    settings = read_json(folder / "run.json")
+    if settings.pop("kind", None) != KIND:
+        raise BadArtifact(f"{str(folder)!r} holds another kind of result, no {KIND}. Make one with workbench map-neurons.")
+    return settings
+
+
+class Parts:
+    """Finished layers of a map in the making, each a safetensors file that is whole or not there.
+
+    Parts made with other settings (another model, k, decoder, version, …) are discarded.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]):
+        self.folder = folder
+        own = json.loads(json.dumps(settings))
+        manifest = folder / "settings.json"
+        if manifest.exists() and read_json(manifest) != own:
+            shutil.rmtree(folder)
+        if not manifest.exists():
+            output_folder(folder)
+            write_json(manifest, own)
+
+    def get(self, side: str, layer: int) -> Projection | None:
+        """A layer that was finished before, if it was."""
+        from safetensors.torch import load_file
+
+        from workbench.vocabulary import Projection
+
+        file = self._file(side, layer)
+        if not file.exists():
+            return None
+        return Projection(**load_file(file))
+
+    def put(self, side: str, layer: int, found: Projection) -> None:
+        """Keep a finished layer."""
+        from dataclasses import asdict
+
+        from safetensors.torch import save_file
+
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in asdict(found).items() if tensor is not None}
+        with staged(self._file(side, layer)) as beside:
+            save_file(tensors, beside)
+
+    def remove(self) -> None:
+        """The map is made: nothing of its making stays."""
+        shutil.rmtree(self.folder)
+
+    def _file(self, side: str, layer: int) -> Path:
+        return self.folder / f"{side}-{layer}.safetensors"
+
+
+def _write_parquet(path: Path, frame: pd.DataFrame) -> None:
+    with staged(path) as beside:
+        # Small row groups: a search for one token reads one or two of them.
+        frame.to_parquet(beside, index=False, compression="zstd", row_group_size=1 << 16)

@@ -1,0 +1,373 @@
+"""Which neuron speaks for which word: every MLP neuron's weights, read in the vocabulary.
+
+Source: Davies 2025, "Decoding Specialised Feature Neurons in Large Language Models with the LM-Head" (arXiv 2501.02688).
+We differ from it where it is silent or misleads: the decoder is named; top and bottom tokens are both given, as a neuron's
+sign is free; a token that wins for hundreds of neurons (an attractor) is told from one that a single neuron stands for by
+a score with its null, not by the softmax probability, which is nearly flat for rows as short as a neuron's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from workbench.analyses import neuron_folder
+from workbench.analyses.neuron_search import Query, search
+from workbench.errors import MissingWeight
+from workbench.model import LanguageModel
+from workbench.results import Result, versions
+from workbench.sites import parse_layers
+from workbench.tokens import Match, fold, joined, shown
+from workbench.vocabulary import Decoder, Projection, Projector
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+Side = Literal["up", "gate", "down"]
+Reading = Literal["raw", "gain"]
+
+SIDES: tuple[Side, ...] = ("up", "gate", "down")
+_WEIGHTS = {"up": "W_in", "gate": "W_gate", "down": "W_out"}
+
+NULL_ROWS = 2000
+"""Random directions a side. Their 99 % quantile then rests on 20 of them."""
+NULL_QUANTILE = 0.99
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronMap(Result):
+    """Top and bottom tokens of neurons. `table` has one row a neuron and rank.
+
+    Columns: layer, neuron, side, rank (0 the best), token_id, token, logit, probability (softmax over the vocabulary) and
+    score. The score says how many standard deviations more this neuron, scaled to unit norm, speaks for the token than
+    the neurons of its side do: an attractor token, which all of them favour, scores low.
+    """
+
+    bottom: pd.DataFrame
+    """As `table`, for the tokens of the lowest logits (rank 0 the lowest)."""
+    null: pd.DataFrame
+    """Best score of random directions, one row a side and direction (columns side, score): Gaussian, of the same mean and
+    covariance as the side's neurons, decoded in the same way."""
+    tokens: list[str]
+    """The printable string of every token id."""
+
+    def find(
+        self,
+        text: str,
+        *,
+        match: Match = "folded",
+        side: Side | None = None,
+        layers: str | None = None,
+        max_rank: int | None = None,
+        bottom: bool = False,
+    ) -> pd.DataFrame:
+        """Neurons whose top (or bottom) tokens hold this word, best rank and score first.
+
+        Args:
+            match: `folded` (space and case do not matter), `exact`, or `regex`; see `workbench.tokens.matching_ids`.
+            layers: `7`, `4:8`, `-1`; all, if None.
+            max_rank: Only ranks up to this one; 0 is the top token alone.
+        Raises:
+            UnknownToken: if the text is no token.
+            LayerOutOfRange: if the model has no such layer.
+        """
+        import duckdb
+
+        connection = duckdb.connect()
+        rows = connection.from_df(self.bottom if bottom else self.table)
+        tokens = connection.from_df(neuron_folder.token_table(self.tokens))
+        return search(Query(text, match, side, layers, max_rank), rows, tokens, self.settings["n_layers"]).df()
+
+    def best(self, *, side: Side | None = None, layers: str | None = None) -> pd.DataFrame:
+        """The row of `table` with the highest score, for each neuron; the index is that of `table`."""
+        table = self.table
+        if side is not None:
+            table = table[table["side"] == side]
+        if layers is not None:
+            table = table[table["layer"].isin(parse_layers(layers, self.settings["n_layers"]))]
+        k = self.settings["k"]
+        ranks = table["score"].to_numpy().reshape(-1, k).argmax(1)
+        return table.iloc[np.arange(len(ranks)) * k + ranks]
+
+    def top_tokens_of(self, rows: pd.DataFrame) -> list[str]:
+        """All top tokens in order, on one line, of the neurons that rows of `table` belong to."""
+        k, tokens = self.settings["k"], self.table["token"]
+        return [joined(tokens.iloc[start : start + k]) for start in rows.index // k * k]
+
+    def specialised(self, n: int = 20, *, side: Side | None = None, layers: str | None = None) -> pd.DataFrame:
+        """The n neurons that stand out most for one word, each word (folded) once a side.
+
+        Columns: layer, neuron, side, token (of the highest score among the top ones), score, probability, rank,
+        shared_by (how many neurons of the side have it as top token) and tokens, all top tokens in order.
+        """
+        best = self.best(side=side, layers=layers).sort_values("score", ascending=False, kind="stable")
+        best = best[~best.assign(word=best["token"].map(fold)).duplicated(["side", "word"])].head(n)
+        shared = self.shared_tokens().set_index(["side", "token_id"])["neurons"]
+        counts = [shared.get((side, token), 0) for side, token in zip(best["side"], best["token_id"], strict=True)]
+        found = best.assign(shared_by=counts, tokens=self.top_tokens_of(best)).reset_index(drop=True)
+        return found[["layer", "neuron", "side", "token", "score", "probability", "rank", "shared_by", "tokens"]]
+
+    def shared_tokens(self) -> pd.DataFrame:
+        """How many neurons of each side share a top token, most shared (the attractors) first.
+
+        Columns: side, token_id, token, neurons.
+        """
+        top = self.table[self.table["rank"] == 0]
+        counts = top.groupby(["side", "token_id", "token"], observed=True).size().rename("neurons").reset_index()
+        return counts.sort_values("neurons", ascending=False, ignore_index=True)
+
+    def summary(self) -> pd.DataFrame:
+        """A row a side: how many neurons score above the null's 99 % quantile, where chance alone gives 1 %.
+
+        Columns: side, neurons, threshold, above_fraction, null_fraction, median_score, null_median_score,
+        distinct_top_tokens, commonest (the most shared top token) and its share, commonest_fraction.
+        """
+        import pandas as pd
+
+        shared, rows = self.shared_tokens(), []
+        for side in self.settings["sides"]:
+            own, null = self.best(side=side)["score"], self.null.loc[self.null["side"] == side, "score"]
+            threshold = null.quantile(NULL_QUANTILE)
+            top = shared[shared["side"] == side]
+            rows.append(
+                {
+                    "side": side,
+                    "neurons": len(own),
+                    "threshold": threshold,
+                    "above_fraction": (own > threshold).mean(),
+                    "null_fraction": 1 - NULL_QUANTILE,
+                    "median_score": own.median(),
+                    "null_median_score": null.median(),
+                    "distinct_top_tokens": len(top),
+                    "commonest": top["token"].iloc[0],
+                    "commonest_fraction": top["neurons"].iloc[0] / len(own),
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def plot(self) -> go.Figure:
+        """The best score of every neuron by layer, and the share above the null."""
+        from workbench.plots.neuron_map import plot_neuron_map
+
+        return plot_neuron_map(self)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write neurons.parquet, neurons_bottom.parquet, null.parquet, tokens.parquet and, last, run.json.
+
+        Raises:
+            CannotWrite: if the folder cannot be written.
+        """
+        return neuron_folder.write(Path(folder), self.table, self.bottom, self.null, self.tokens, self.settings)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> NeuronMap:
+        """Read what `save` wrote.
+
+        Raises:
+            BadArtifact: if the folder holds no complete neuron map.
+        """
+        table, bottom, null, tokens, settings = neuron_folder.read(Path(folder))
+        return cls(table=table, settings=settings, bottom=bottom, null=null, tokens=tokens)
+
+    def __str__(self) -> str:
+        sides = ", ".join(self.settings["sides"])
+        lines = [f"NeuronMap of {self.settings['model']}: {self.settings['neurons']:,} neurons, sides {sides}"]
+        for row in self.summary().itertuples():
+            lines.append(
+                f"  {row.side:<5}{row.above_fraction:6.1%} score above {row.threshold:.1f} (random directions: "
+                f"{row.null_fraction:.0%}); commonest top token {shown(str(row.commonest))!r}, of {row.commonest_fraction:.1%}"
+            )
+        lines += [
+            f"  {row.side:>5} {row.layer}.{row.neuron:<6}{row.score:6.1f}  {row.tokens}"
+            for row in self.specialised(10).itertuples()
+        ]
+        return "\n".join([*lines, "  .table .bottom .find('dog') .specialised(20) .summary() .plot() .save(folder)"])
+
+    def _repr_html_(self) -> str:
+        head = f"<b>NeuronMap</b> of {self.settings['model']}: {self.settings['neurons']:,} neurons"
+        return f"{head}{self.summary().to_html(index=False)}{self.specialised(10).to_html(index=False)}"
+
+
+def map_neurons(
+    model: LanguageModel,
+    *,
+    side: Side | Sequence[Side] | Literal["all"] = "up",
+    layers: str | None = None,
+    k: int = 10,
+    reading: Reading = "raw",
+    decoder: Decoder = "none",
+    seed: int = 0,
+    parts: str | Path | None = None,
+    progress: bool = True,
+) -> NeuronMap:
+    """Decode MLP neurons through the LM head.
+
+    Args:
+        side: `up` and `gate` are what a neuron reads (rows of W_in, W_gate), `down` what it writes (rows of W_out);
+            `all` is every side that the model has.
+        layers: `7`, `4:8`, `0,5,10:12`; all, if None.
+        k: Top and bottom tokens a neuron.
+        reading: `gain` scales up and gate rows by the gain of the norm that feeds the MLP: the direction of the residual
+            stream that the neuron responds to.
+        decoder: How rows meet the vocabulary; see `workbench.vocabulary.Vocabulary`.
+        seed: Of the random directions of the null.
+        parts: Folder where finished layers are kept, so that a job that was stopped goes on; removed at the end.
+    Raises:
+        MissingWeight: if the model lacks a side, or `reading="gain"` is asked for `down`.
+        LayerOutOfRange: if the model has no such layer.
+    """
+    sides = _sides(model, side)
+    if reading == "gain" and "down" in sides:
+        raise MissingWeight(
+            "reading='gain' scales what a neuron reads, but side 'down' is what it writes. Use reading='raw' for it."
+        )
+    chosen, k = parse_layers(layers, model.n_layers), min(k, model.d_vocab)
+    started = time.perf_counter()
+    settings: dict[str, Any] = model.provenance | {
+        "sides": list(sides), "layers": chosen, "k": k, "reading": reading, "decoder": decoder, "seed": seed,
+        "n_layers": model.n_layers, "neurons": len(chosen) * model.d_mlp, "versions": versions(),
+    }  # fmt: skip
+    projector = Projector(model.vocabulary, decoder, k, k)
+    kept = None if parts is None else neuron_folder.Parts(Path(parts), settings)
+    tops, bottoms, nulls = [], [], []
+    with tqdm(total=len(sides) * len(chosen), desc="map neurons", unit="layer", disable=not progress) as bar:
+        for one in sides:
+
+            def rows(layer: int, one: Side = one) -> Tensor:
+                return neuron_rows(model, one, layer, reading)
+
+            population = _Population(model, decoder, rows, chosen)
+            for layer in chosen:
+                found = None if kept is None else kept.get(one, layer)
+                if found is None:
+                    found = projector(rows(layer))
+                    if kept is not None:
+                        kept.put(one, layer, found)
+                tops.append(_frame(population, one, layer, rows(layer), found, bottom=False))
+                bottoms.append(_frame(population, one, layer, rows(layer), found, bottom=True))
+                bar.update()
+            nulls.append(_null(population, one, k, seed))
+    import pandas as pd
+
+    settings["seconds"] = round(time.perf_counter() - started, 2)
+    if kept is not None:
+        kept.remove()
+    return NeuronMap(
+        table=_with_tokens(tops, model.token_strings),
+        settings=settings,
+        bottom=_with_tokens(bottoms, model.token_strings),
+        null=pd.concat(nulls, ignore_index=True),
+        tokens=model.token_strings,
+    )
+
+
+@torch.no_grad()
+def neuron_rows(model: LanguageModel, side: Side, layer: int, reading: Reading = "raw") -> Float[Tensor, "d_mlp d_model"]:
+    """The weights of a layer's neurons on one side, a row a neuron."""
+    weight = model.weight(_WEIGHTS[side], layer).detach()
+    rows = weight if side == "down" else weight.T
+    return rows * model.weight("ln2.w", layer).detach() if reading == "gain" else rows
+
+
+def _sides(model: LanguageModel, side: Side | Sequence[Side] | Literal["all"]) -> tuple[Side, ...]:
+    has: tuple[Side, ...] = tuple(one for one in SIDES if one != "gate" or model.row.is_gated)
+    if side == "all":
+        return has
+    asked: tuple[str, ...] = (side,) if isinstance(side, str) else tuple(side)
+    for one in asked:
+        if one not in has:
+            reason = "its MLP is not gated" if one == "gate" else "there is no such side"
+            raise MissingWeight(
+                f"Side {one!r} cannot be mapped in {model.name!r}: {reason}. Sides here: {', '.join(has)}, all."
+            )
+    return tuple(one for one in SIDES if one in asked)
+
+
+class _Population:
+    """The neurons of one side, scaled to unit norm: their moments, and what logits those imply for every token."""
+
+    def __init__(self, model: LanguageModel, decoder: Decoder, rows: Callable[[int], Tensor], layers: Sequence[int]):
+        self.vocabulary = model.vocabulary
+        self.decoder: Decoder = decoder
+        total = torch.zeros(model.d_model, dtype=torch.float64, device=model.device)
+        products = torch.zeros(model.d_model, model.d_model, dtype=torch.float64, device=model.device)
+        count = 0
+        for layer in layers:
+            unit = self.unit(rows(layer))
+            total += unit.sum(0).double()
+            products += (unit.T @ unit).double()  # rows of norm 1: a layer's float32 sums are good to 1e-6
+            count += len(unit)
+        self.mean = total / count
+        self.covariance = products / count - torch.outer(self.mean, self.mean)
+        self.token_mean, self.token_deviation = self.vocabulary.logit_moments(self.mean, self.covariance)
+
+    def unit(self, rows: Tensor) -> Float[Tensor, "rows d_model"]:
+        """What the linear part of the decoder makes of rows, scaled to unit norm."""
+        linear = self.vocabulary.linear_part(rows, self.decoder).float()
+        return linear / linear.norm(dim=1, keepdim=True).clamp_min(1e-30)
+
+    def scores(self, rows: Tensor, ids: Tensor) -> Float[Tensor, "rows k"]:
+        """Logits of unit rows for some tokens each, in standard deviations of the population."""
+        logits = self.vocabulary.logits_of(self.unit(rows), ids)
+        return ((logits - self.token_mean[ids]) / self.token_deviation[ids].clamp_min(1e-30)).float()
+
+    def random(self, seed: int) -> Float[Tensor, "rows d_model"]:
+        """Gaussian directions of the population's mean and covariance."""
+        values, vectors = torch.linalg.eigh(self.covariance)
+        generator = torch.Generator().manual_seed(seed)
+        white = torch.randn(NULL_ROWS, len(self.mean), generator=generator, dtype=torch.float64).to(self.mean.device)
+        return (self.mean + (white * values.clamp_min(0).sqrt()) @ vectors.T).float()
+
+
+def _null(population: _Population, side: Side, k: int, seed: int) -> pd.DataFrame:
+    """The best score among the top tokens of random directions, found as a neuron's is."""
+    import pandas as pd
+
+    rows = population.random(seed)
+    unit = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    ids = population.vocabulary.project(unit, k=k).top_ids
+    logits = population.vocabulary.logits_of(unit, ids)
+    scores = (logits - population.token_mean[ids]) / population.token_deviation[ids].clamp_min(1e-30)
+    return pd.DataFrame({"side": side, "score": scores.amax(1).cpu().numpy()})
+
+
+def _frame(population: _Population, side: Side, layer: int, rows: Tensor, found: Projection, *, bottom: bool) -> pd.DataFrame:
+    """The table of one layer and side."""
+    import pandas as pd
+
+    ids = found.bottom_ids if bottom else found.top_ids
+    logits = found.bottom_logits if bottom else found.top_logits
+    probabilities = found.bottom_probabilities if bottom else found.top_probabilities
+    neurons, k = ids.shape
+    return pd.DataFrame(
+        {
+            "layer": np.full(neurons * k, layer, dtype=np.int32),
+            "neuron": np.repeat(np.arange(neurons, dtype=np.int32), k),
+            "side": side,
+            "rank": np.tile(np.arange(k, dtype=np.int32), neurons),
+            "token_id": ids.flatten().int().cpu().numpy(),
+            "logit": logits.flatten().float().cpu().numpy(),
+            "probability": probabilities.flatten().float().cpu().numpy(),
+            "score": population.scores(rows, ids).flatten().cpu().numpy(),
+        }
+    )
+
+
+def _with_tokens(frames: list[pd.DataFrame], tokens: list[str]) -> pd.DataFrame:
+    """One table, with the tokens' strings and the side as a category."""
+    import pandas as pd
+
+    table = pd.concat(frames, ignore_index=True)
+    table.insert(5, "token", pd.array(tokens, dtype="str").take(table["token_id"]))
+    table["side"] = pd.Categorical(table["side"], categories=SIDES, ordered=True)
+    return table

@@ -1,0 +1,140 @@
+"""Verbs about neurons: map-neurons, find-neurons."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workbench.cli.options import (
+    DEFAULT_MODEL,
+    DecoderOption,
+    Device,
+    DType,
+    Json,
+    Layers,
+    Model,
+    Out,
+    ReadingOption,
+    Revision,
+    SideOption,
+    SidesOption,
+    load_model,
+)
+from workbench.cli.show import emit_json, say, table, token
+
+
+def map_neurons(
+    out: Out,
+    model: Model = DEFAULT_MODEL,
+    side: Annotated[SidesOption, typer.Option(help="What a neuron reads (up, gate) or writes (down).")] = SidesOption.up,
+    layers: Layers = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Top and bottom tokens a neuron.")] = 10,
+    reading: Annotated[ReadingOption, typer.Option(help="gain: scale up and gate rows by the MLP's norm.")] = ReadingOption.raw,
+    decoder: Annotated[DecoderOption, typer.Option(help="How much of the head rows go through.")] = DecoderOption.none,
+    show: Annotated[int, typer.Option(min=0, help="How many of the most telling neurons to print.")] = 20,
+    plot: Annotated[bool, typer.Option(help="Write the picture, neurons.html (5 MB: it works offline).")] = True,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: DType = None,
+    json: Json = False,
+) -> None:
+    """Map MLP neurons to the words they speak for: neurons.parquet, neurons_bottom.parquet, run.json, neurons.html."""
+    from workbench.analyses.neuron_map import map_neurons as run
+    from workbench.artifacts import output_folder, staged
+
+    output_folder(out)
+    neurons = run(
+        load_model(model, revision, device, dtype),
+        side=side.value,
+        layers=layers,
+        k=top_k,
+        reading=reading.value,
+        decoder=decoder.value,
+        parts=out / ".parts",
+    )
+    neurons.save(out)
+    if plot:
+        with staged(out / "neurons.html") as beside:
+            neurons.plot().write_html(beside)
+    if json:
+        emit_json(
+            {
+                "out": str(out),
+                "settings": neurons.settings,
+                "summary": neurons.summary().to_dict("records"),
+                "specialised": neurons.specialised(show).to_dict("records"),
+            }
+        )
+        return
+    if show:
+        rows = [
+            (
+                f"{row.layer}.{row.neuron}",
+                row.side,
+                f"{row.score:.1f}",
+                row.shared_by,
+                token(str(row.token)),
+                row.tokens,
+            )
+            for row in neurons.specialised(show).itertuples()
+        ]
+        columns = ["neuron", "side", "score", "shared by", "word", "top tokens"]
+        table(f"\nThe most telling neurons of {model}", columns, rows, left=["word", "top tokens"])
+        print()
+    for row in neurons.summary().itertuples():
+        print(
+            f"{row.side:<5}{row.above_fraction:6.1%} of {row.neurons:,} neurons stand for their word more than 99 % of "
+            f"random directions do (score above {row.threshold:.1f})"
+        )
+    say(f"\nWritten to {out}: neurons.parquet, neurons_bottom.parquet, run.json{', neurons.html' if plot else ''}.")
+    say(f'Next: workbench find-neurons "dog" --map {out}')
+
+
+def find_neurons(
+    text: Annotated[str, typer.Argument(help="A word, or a regular expression with --regex.")],
+    map: Annotated[Path, typer.Option("--map", help="Folder that map-neurons wrote.")],
+    exact: Annotated[bool, typer.Option("--exact", help="The very token, space and case included.")] = False,
+    regex: Annotated[bool, typer.Option("--regex", help="Search the tokens for a regular expression.")] = False,
+    side: Annotated[SideOption | None, typer.Option(help="Only this side.")] = None,
+    layers: Layers = None,
+    max_rank: Annotated[int | None, typer.Option(min=0, help="Only ranks up to this one; 0 is the top token.")] = None,
+    bottom: Annotated[bool, typer.Option("--bottom", help="Search the lowest tokens instead.")] = False,
+    limit: Annotated[int, typer.Option("-n", min=1, help="Lines to show.")] = 20,
+    json: Json = False,
+) -> None:
+    """Find the neurons that speak for a word in a map on disk."""
+    from workbench.analyses.neuron_search import Query, search_folder
+    from workbench.errors import WorkbenchError
+
+    if exact and regex:
+        raise WorkbenchError("--exact and --regex exclude each other. Choose one.")
+    match = "exact" if exact else "regex" if regex else "folded"
+    query = Query(text, match, None if side is None else side.value, layers, max_rank)
+    found = search_folder(map, query, bottom=bottom)
+    rows = found.limit(limit)
+    if json:
+        emit_json({"text": text, "match": match, "total": len(found), "neurons": _records(rows)})
+        return
+    columns = ["neuron", "side", "rank", "token", "score", "probability"]
+    lines = [
+        (
+            f"{row['layer']}.{row['neuron']}",
+            row["side"],
+            row["rank"],
+            token(row["token"]),
+            f"{row['score']:.1f}",
+            f"{row['probability']:.2e}",
+        )
+        for row in _records(rows)
+    ]
+    if lines:
+        table("", columns, lines, left=["token"])
+    else:
+        say(f"No neuron of this map has {text!r} among its {'bottom' if bottom else 'top'} tokens with these limits.")
+
+
+def _records(rows) -> list[dict]:
+    return [dict(zip(rows.columns, row, strict=True)) for row in rows.fetchall()]
+
+
+VERBS = {"map-neurons": map_neurons, "find-neurons": find_neurons}

@@ -1,0 +1,73 @@
+"""Options that several verbs share, each said once."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workbench.errors import WorkbenchError
+
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="Embedded model, local folder or Hugging Face id.", show_default=True)
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; where the weights are, if not given.")]
+DType = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16; as stored, if not given.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.", file_okay=True)]
+Layers = Annotated[str | None, typer.Option(help="7, -1, 4:8 (half-open) or 0,5,10:12; all, if not given.")]
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+
+class SideOption(StrEnum):
+    """Sides of a neuron, for the command line."""
+
+    up = "up"
+    gate = "gate"
+    down = "down"
+
+
+class SidesOption(StrEnum):
+    """A side of a neuron, or all that the model has."""
+
+    up = "up"
+    gate = "gate"
+    down = "down"
+    all = "all"
+
+
+class ReadingOption(StrEnum):
+    """How a neuron's reading rows are taken."""
+
+    raw = "raw"
+    gain = "gain"
+
+
+class DecoderOption(StrEnum):
+    """How much of the model's head a row goes through."""
+
+    none = "none"
+    gain = "gain"
+    norm = "norm"
+
+
+def load_model(name: str, revision: str | None, device: str | None, dtype: str | None, *, check: bool = True):
+    """The model that the options name.
+
+    Raises:
+        WorkbenchError: also for a dtype or device that does not exist here.
+    """
+    import torch
+
+    import workbench
+
+    if dtype not in (None, "float32", "bfloat16", "float16"):
+        raise WorkbenchError(f"--dtype {dtype!r} is not known. Use float32, bfloat16 or float16.")
+    if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+        raise WorkbenchError(
+            f"--device {device} was asked for, but torch {torch.__version__} sees no CUDA device here. Use cpu."
+        )
+    chosen = None if dtype is None else getattr(torch, dtype)
+    return workbench.load(name, revision=revision, device=device, dtype=chosen, check=check)
