@@ -203,7 +203,7 @@ class LanguageModel:
             "device": self.device.type,
         }
 
-    @cached_property
+    @property
     def weights_hash(self) -> str:
         """SHA-256 over the name, dtype, shape and 1,024 evenly spaced entries of every parameter.
 

@@ -57,7 +57,7 @@ def matching_ids(strings: Iterable[tuple[int, str]], text: str, match: Match) ->
 
 def no_such_token(strings: Iterable[str], text: str, match: Match) -> UnknownToken:
     """The error of a text that is no token, with tokens that begin like it. Most words are several tokens."""
-    head = fold(text)[:4]
+    head = fold(text)[:3]
     near = [token for token in strings if head and fold(token).startswith(head)][:5]
     hint = f" Tokens that begin like it: {', '.join(map(repr, near))}." if near and match != "regex" else ""
     return UnknownToken(

@@ -32,7 +32,7 @@ class Check(NamedTuple):
     error: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Verification(Result):
     """Each identity with its error. Columns: identity, layer (None: the whole model), error, tolerance, passed."""
 
@@ -151,17 +151,17 @@ def _projections(model: LanguageModel, layer: int, at: dict[str, Tensor]) -> Ite
 
 @torch.no_grad()
 def _edits(model: LanguageModel, batch: Batch) -> Iterator[Check]:
-    """An edit that returns what it got changes no bit; one that doubles a block's neurons moves the logits. The error of
-    the second is 0 if they moved and 1 if they did not."""
+    """An edit that returns what it got changes no bit; one that negates a block's neurons moves the logits (doubling them
+    need not: a post-norm takes a power of two out again). The error of the second is 0 if they moved and 1 if not."""
     clean = model.forward(batch)[batch.mask]
     sites = [Site(name, layer) for layer in range(model.n_layers) for name in ("attn_out", "mlp_post", "resid_post")]
     with edited(model, {site: lambda value: value for site in sites}):
         same = model.forward(batch)[batch.mask]
     yield Check("an edit that changes nothing changes no logit", None, float(not torch.equal(same, clean)))
     for layer in range(model.n_layers):
-        with edited(model, {Site("mlp_post", layer): lambda value: value * 2}):
+        with edited(model, {Site("mlp_post", layer): torch.neg}):
             moved = model.forward(batch)[batch.mask]
-        yield Check("doubling mlp_post moves the logits", layer, float(torch.equal(moved, clean)))
+        yield Check("negating mlp_post moves the logits", layer, float(torch.equal(moved, clean)))
 
 
 @torch.no_grad()

@@ -44,7 +44,7 @@ NULL_ROWS = 2000
 NULL_QUANTILE = 0.99
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class NeuronMap(Result):
     """Top and bottom tokens of neurons. `table` has one row a neuron and rank.
 

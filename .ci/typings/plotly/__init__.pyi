@@ -1,4 +1,4 @@
-# plotly's own annotations are unions that no working program satisfies (an indexed frame may be a date): seen as untyped.
+# plotly types a subplot's row as a string and takes a number: seen as untyped.
 from typing import Any
 
 def __getattr__(name: str) -> Any: ...

@@ -1,0 +1,55 @@
+# The two commands: `make demo` and `make test`. Everything is installed into .venv, at the versions of constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+DEMO := out/demo
+
+.PHONY: demo test test-all bench lint notebooks clean
+
+demo: $(VENV)/core
+	$(BIN)/workbench pull
+	$(BIN)/workbench verify
+	$(BIN)/workbench map-neurons --side all --out $(DEMO)
+	@echo
+	@echo "The picture:   $(DEMO)/neurons.html (open it in a browser)"
+	@echo "Ask the map:   $(BIN)/workbench find-neurons dog --map $(DEMO)"
+
+test: $(VENV)/dev
+	$(BIN)/workbench pull
+	$(BIN)/python -m pytest
+
+test-all: $(VENV)/dev notebooks
+	$(BIN)/workbench pull
+	$(BIN)/python -m pytest -m ""
+
+bench: $(VENV)/dev
+	$(BIN)/workbench pull
+	$(BIN)/python tests/benchmarks/neuron_map.py
+	$(BIN)/python tests/benchmarks/command_line.py
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+notebooks: $(VENV)/dev
+	$(BIN)/workbench pull
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 -p no:cacheprovider notebooks
+
+clean:
+	rm -rf $(VENV) out build dist *.egg-info
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "Python's venv module is needed (Debian: apt-get install python3-venv)"; exit 1; }
+
+# torch first and alone: what else is asked for at its side may make pip look for a newer one and its CUDA packages.
+$(VENV)/core: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) torch
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/dev: $(VENV)/core
+	$(PIP) -e '.[dev]'
+	@touch $@

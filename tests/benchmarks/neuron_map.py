@@ -1,0 +1,141 @@
+"""Speed and memory of the neuron map's hot path, beside what it is held against, in one run.
+
+    python tests/benchmarks/neuron_map.py [--device cuda --shape llama-8b --dtype bfloat16]
+
+Prints one JSON object. Every figure is the median of rounds in which the variants take turns, so that a machine whose
+speed drifts slows them all; ratios are taken round by round.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import threading
+import time
+
+import torch
+
+from workbench.vocabulary import Projector, Vocabulary
+
+SHAPES = {"smollm2": (576, 1536, 30, 49_152), "llama-8b": (4096, 14_336, 32, 128_256)}
+CHUNK = 512
+K = 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--shape", choices=SHAPES, default="smollm2")
+    parser.add_argument("--layers", type=int, help="layers to map (all of the shape, if not given)")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    d_model, d_mlp, n_layers, d_vocab = SHAPES[options.shape]
+    layers = options.layers or n_layers
+    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    torch.manual_seed(0)
+    W_U, rows, source = weights(options, d_model, d_mlp, layers, d_vocab, device, dtype)
+    vocabulary = Vocabulary(W_U, None, torch.ones(d_model, device=device, dtype=dtype), torch.nn.Identity())
+    kept = torch.empty(CHUNK, d_vocab, device=device, dtype=dtype)
+
+    def product():
+        for layer in rows:
+            for chunk in layer.split(CHUNK):
+                chunk @ W_U
+
+    def product_into_one_buffer():
+        for layer in rows:
+            for chunk in layer.split(CHUNK):
+                torch.mm(chunk, W_U, out=kept[: len(chunk)])
+
+    def softmax_topk():
+        for layer in rows:
+            for chunk in layer.split(CHUNK):
+                (chunk @ W_U).float().softmax(-1).topk(K)
+
+    def top():
+        projector = Projector(vocabulary, k=K)
+        for layer in rows:
+            projector(layer)
+
+    def top_and_bottom():
+        projector = Projector(vocabulary, k=K, k_bottom=K)
+        for layer in rows:
+            projector(layer)
+
+    variants = {f.__name__: f for f in (product, product_into_one_buffer, softmax_topk, top, top_and_bottom)}
+    memory = {name: peak_extra_bytes(run, device) for name, run in variants.items()}
+    seconds = {name: [] for name in variants}
+    for _ in range(options.rounds):
+        for name, run in variants.items():
+            started = time.perf_counter()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds[name].append(time.perf_counter() - started)
+    flops = 2 * d_model * d_vocab * d_mlp * layers
+    table = [
+        {
+            "variant": name,
+            "seconds": round(statistics.median(times), 4),
+            "ratio_to_product": ratio(times, seconds["product"]),
+            "ratio_to_product_into_one_buffer": ratio(times, seconds["product_into_one_buffer"]),
+            "tflops": round(flops / statistics.median(times) / 1e12, 3),
+            "peak_extra_mb": round(memory[name] / 1e6, 1),
+        }
+        for name, times in seconds.items()
+    ]
+    settings = vars(options) | {"neurons": d_mlp * layers, "weights": source, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    print(json.dumps({"benchmark": "neuron map, up side", "settings": settings, "table": table}, indent=2))
+
+
+def weights(options, d_model, d_mlp, layers, d_vocab, device, dtype):
+    """The embedded model's up side; random ones of the shape for any other (or on a machine that has not pulled it)."""
+    from workbench.embedded import DEFAULT, EMBEDDED
+
+    if options.shape == "smollm2" and EMBEDDED[DEFAULT].is_pulled:
+        import workbench as wb
+
+        model = wb.load(dtype=dtype, device=device)
+        return model.vocabulary.W_U, [model.weight("W_in", layer).detach().T for layer in range(layers)], DEFAULT
+    W_U = torch.randn(d_vocab, d_model, device=device, dtype=dtype).T
+    return W_U, [torch.randn(d_mlp, d_model, device=device, dtype=dtype) / d_model**0.5 for _ in range(layers)], "random"
+
+
+def ratio(times, base):
+    """Median of the ratios of each round."""
+    return round(statistics.median(a / b for a, b in zip(times, base, strict=True)), 3)
+
+
+def peak_extra_bytes(run, device) -> int:
+    """The most memory that a run takes beyond what was held before it: the allocator's count on a GPU, the resident set,
+    looked at every millisecond, on a CPU. Also the warm-up."""
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    before, peak, ended = resident(), 0, threading.Event()
+
+    def watch():
+        nonlocal peak
+        while not ended.wait(0.001):
+            peak = max(peak, resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    run()
+    ended.set()
+    watcher.join()
+    return max(0, peak - before)
+
+
+def resident() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""The command line as a user types it: whole processes, exit codes, one line for a mistake."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from families import tiny_hf, tiny_tokenizer
+
+COMMAND = [sys.executable, "-c", "from workbench.cli import main; main()"]
+
+
+def workbench(*arguments, **options):
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_hf("llama").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mapped(model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("map")
+    done = workbench("map-neurons", "--model", model, "--side", "all", "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def one_line(done, code, text):
+    assert done.returncode == code, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("workbench: ")]
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert text in lines[0]
+    assert done.stdout == ""
+
+
+def test_help_names_every_verb():
+    done = workbench("--help")
+    assert done.returncode == 0
+    for verb in ("models", "pull", "verify", "map-neurons", "find-neurons"):
+        assert verb in done.stdout
+
+
+def test_map_neurons_shows_and_writes(mapped):
+    out, done = mapped
+    assert "The most telling neurons of" in done.stdout
+    assert "of 144 neurons stand for their word more than 99 % of random directions do" in done.stdout
+    assert "find-neurons" in done.stderr
+    assert sorted(path.name for path in out.iterdir()) == [
+        "neurons.html", "neurons.parquet", "neurons_bottom.parquet", "null.parquet", "run.json", "tokens.parquet",
+    ]  # fmt: skip
+    assert "cdn.plot.ly" not in (out / "neurons.html").read_text()[:200_000].split("<body>")[0]
+
+
+def test_map_neurons_json(model, tmp_path):
+    done = workbench("map-neurons", "--model", model, "--out", tmp_path, "--show", 3, "--no-plot", "--json")
+    answer = json.loads(done.stdout)
+    assert answer["settings"]["sides"] == ["up"]
+    assert len(answer["specialised"]) == 3
+    assert answer["summary"][0]["neurons"] == 144
+    assert not (tmp_path / "neurons.html").exists()
+
+
+def test_find_neurons(mapped):
+    out, _ = mapped
+    done = workbench("find-neurons", "DOG", "--map", out, "--json", "-n", 1000)
+    answer = json.loads(done.stdout)
+    assert answer["total"] == len(answer["neurons"]) > 0
+    assert {row["token"].strip().lower() for row in answer["neurons"]} == {"dog"}
+    shown = workbench("find-neurons", " dog", "--exact", "--map", out)
+    assert "·dog" in shown.stdout
+    nothing = workbench("find-neurons", "dog", "--map", out, "--max-rank", 0, "--layers", "0", "--side", "up", "--json")
+    assert nothing.returncode == 0
+
+
+def test_find_neurons_imports_neither_torch_nor_pandas(mapped):
+    out, _ = mapped
+    code = (
+        "import sys; sys.argv = ['workbench', 'find-neurons', 'dog', '--map', sys.argv[1]]\n"
+        "from workbench.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: print([m for m in ('torch', 'pandas', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(out)], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_verify(model):
+    done = workbench("verify", "--model", model)
+    assert done.returncode == 0
+    assert "all identities hold" in done.stdout
+    answer = json.loads(workbench("verify", "--model", model, "--json").stdout)
+    assert answer["passed"] is True
+    assert {"identity", "layer", "error", "tolerance", "passed"} == set(answer["checks"][0])
+
+
+def test_models_json(smollm):
+    answer = json.loads(workbench("models", "--json").stdout)
+    assert answer["models"][0]["name"] == "smollm2-135m-instruct"
+
+
+def test_models_lists_hugging_faces_cache(model, tmp_path):
+    repo = tmp_path / "models--some--llama"
+    shutil.copytree(model, repo / "snapshots" / "abc")
+    (repo / "snapshots" / "abc" / "README.md").write_text("---\nlicense: mit\n---\n")
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("abc")
+    listed = json.loads(workbench("models", "--json", env=os.environ | {"HF_HUB_CACHE": str(tmp_path)}).stdout)["models"]
+    found = next(entry for entry in listed if entry["name"] == "some/llama")
+    assert (found["kind"], found["state"], found["licence"]) == ("cached", "ready", "mit")
+    done = workbench("verify", "--model", "some/llama", env=os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"})
+    assert "some/llama: all identities hold" in done.stdout
+
+
+def test_pull_when_it_is_there(smollm):
+    answer = json.loads(workbench("pull", "--json").stdout)
+    assert answer["model"] == "smollm2-135m-instruct"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["verify", "--model", "nobody/nothing"], "is not embedded, is no folder, is not cached"),
+        (["verify", "--model", "./nowhere"], "Folder './nowhere' does not exist"),
+        (["pull", "gpt5"], "'gpt5' is not an embedded model"),
+        (["verify", "--model", "MODEL", "--dtype", "int3"], "--dtype 'int3' is not known"),
+        (["verify", "--model", "MODEL", "--device", "cuda"], "sees no CUDA device here"),
+        (["map-neurons", "--model", "MODEL", "--layers", "9", "--out", "OUT"], "Layers '9' do not lie in this model of 3 layers"),
+        (["map-neurons", "--model", "MODEL", "--reading", "gain", "--side", "down", "--out", "OUT"], "side 'down' is what it writes"),
+        (["map-neurons", "--model", "MODEL", "--out", "OUT/file"], "cannot be written"),
+        (["map-neurons", "--model", "MODEL", "--out", "/proc/nothing"], "cannot be written"),
+        (["find-neurons", "dog", "--map", "OUT"], "run.json' does not exist"),
+        (["find-neurons", "zzzz", "--map", "MAP"], "'zzzz' (folded) is no single token"),
+        (["find-neurons", "(", "--regex", "--map", "MAP"], "is not a regular expression"),
+        (["find-neurons", "dog", "--regex", "--exact", "--map", "MAP"], "exclude each other"),
+        (["find-neurons", "dog", "--layers", "9", "--map", "MAP"], "Layers '9' do not lie in this model"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, text, model, mapped, tmp_path):
+    (tmp_path / "file").touch()
+    places = {"MODEL": model, "OUT": tmp_path, "MAP": mapped[0]}
+    arguments = [str(places.get(a, a)).replace("OUT/", f"{tmp_path}/") for a in arguments]
+    one_line(workbench(*arguments, env=os.environ | {"HF_HUB_OFFLINE": "1"}), 2, text)
+
+
+def test_a_wrong_option_is_exit_code_2():
+    done = workbench("find-neurons", "dog", "--map", ".", "--side", "left")
+    assert done.returncode == 2
+    assert "--side" in done.stderr
+
+
+def test_ctrl_c_leaves_no_half_written_file_and_the_job_goes_on(smollm, tmp_path):
+    arguments = ["map-neurons", "--layers", "0:4", "--out", str(tmp_path), "--no-plot"]
+    job = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob(".parts/up-0.safetensors")):
+        time.sleep(0.05)
+        assert job.poll() is None
+    job.send_signal(signal.SIGINT)
+    _, errors = job.communicate(timeout=60)
+    assert job.returncode == 130, errors
+    assert "workbench: stopped. Nothing half-written is left" in errors
+    kept = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
+    assert kept
+    assert all(name == "settings.json" or name.startswith("up-") for name in kept), kept
+    done = workbench(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / ".parts").exists()
+    assert (tmp_path / "run.json").exists()

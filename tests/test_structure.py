@@ -1,0 +1,117 @@
+"""The house: imports go one way, importing is cheap, the wheel holds what it should."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import workbench
+
+ROOT = Path(workbench.__file__).parent.parent
+
+FLOORS = [
+    ["errors"],
+    ["sites", "tokens", "home", "artifacts", "results", "selection", "softmax"],
+    ["vocabulary"],
+    ["architectures"],
+    ["model"],
+    ["tracer"],
+    ["verification", "embedded"],
+    ["loading"],
+    ["analyses"],
+    ["plots"],
+    ["cli"],
+]
+"""From the ground up. A module imports from lower floors, and from its own package or floor."""
+
+REACHING_UP = {
+    ("model", "verification"),  # model.verify()
+    ("analyses", "plots"),  # neurons.plot()
+}
+"""One-line imports inside a method, for convenience."""
+
+
+def modules():
+    for path in sorted((ROOT / "workbench").rglob("*.py")):
+        if path.parent == ROOT / "workbench" and path.name == "__init__.py":
+            continue
+        yield path, path.relative_to(ROOT / "workbench").parts[0].removesuffix(".py")
+
+
+def imports(tree):
+    """Every import of the package, with whether it runs when the module is imported and whether it is for types only."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for child in ast.walk(node):
+                child.types_only = True  # pyright: ignore[reportAttributeAccessIssue]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module and not hasattr(node, "types_only"):
+            yield node.module, node
+            yield from ((f"{node.module}.{alias.name}", node) for alias in node.names if node.module == "workbench")
+        elif isinstance(node, ast.Import) and not hasattr(node, "types_only"):
+            yield from ((alias.name, node) for alias in node.names)
+
+
+def test_imports_go_one_way():
+    height = {name: i for i, floor in enumerate(FLOORS) for name in floor}
+    seen = set()
+    for path, room in modules():
+        tree = ast.parse(path.read_text())
+        top = {id(node) for node in tree.body}
+        assert room in height, f"{path} stands on no floor: add it to FLOORS"
+        for name, node in imports(tree):
+            if not name.startswith("workbench.") or name == "workbench.__init__":
+                continue
+            target = name.split(".")[1]
+            if target == room or height.get(target, -1) <= height[room]:
+                continue
+            assert id(node) not in top, f"{path} imports {name}, which stands above it"
+            assert (room, target) in REACHING_UP, f"{path} reaches up to {name}"
+            seen.add((room, target))
+    assert seen == REACHING_UP
+
+
+def test_one_file_registers_hooks_and_one_knows_hugging_faces_paths():
+    for path, room in modules():
+        source = path.read_text()
+        if room != "tracer":
+            assert "register_forward" not in source, path
+        if room not in ("architectures", "embedded"):
+            for name in ("self_attn", "down_proj", "lm_head", "c_proj", "embed_tokens"):
+                assert name not in source, f"{path} names {name}"
+    assert not any("@ self.W_U" in p.read_text() or "@ model.weight(\"W_U\")" in p.read_text() for p, _ in modules())
+
+
+def test_public_names_agree_with_what_type_checkers_see():
+    tree = ast.parse((ROOT / "workbench/__init__.py").read_text())
+    typed = {alias.asname for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names if alias.asname}
+    assert typed == set(workbench.__all__)
+    for name in workbench.__all__:
+        assert getattr(workbench, name) is not None
+    assert dir(workbench) == workbench.__all__
+
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/").stdout
+
+
+def test_importing_is_cheap():
+    heavy = "[m for m in ('torch', 'transformers', 'pandas', 'plotly', 'duckdb', 'sklearn', 'pyarrow') if m in sys.modules]"
+    assert run(f"import sys, workbench; print({heavy})").strip() == "[]"
+    assert run(f"import sys, workbench.cli; print({heavy})").strip() == "[]"
+    assert "map_neurons" in run("import workbench; print(dir(workbench))")
+
+
+def test_only_the_two_packages_can_be_imported():
+    script = "import importlib.util as u; print([n for n in ('app', 'tests', 'data', 'notebooks') if u.find_spec(n)])"
+    assert run(script).strip() == "[]"
+    assert run("import workbench, probes; print(1)").strip() == "1"
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    try:
+        workbench.no_such_thing
+    except AttributeError as error:
+        assert "module 'workbench' has no attribute 'no_such_thing'" in str(error)
+    else:
+        raise AssertionError

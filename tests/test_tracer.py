@@ -1,0 +1,94 @@
+"""Captured tensors against Hugging Face's own outputs and against what an edit does."""
+
+import pytest
+import torch
+
+import workbench as wb
+from workbench.errors import LayerOutOfRange, UnknownSite
+from workbench.model import Batch
+from workbench.sites import Site
+from workbench.tracer import edited
+
+
+def test_streams_are_hugging_faces_hidden_states(tiny):
+    batch = tiny.tokenize(["a dog and", "a cat"])
+    acts = wb.capture(tiny, batch, ["resid_pre", "resid_post", "ln_final"])
+    with torch.no_grad():
+        states = tiny.hf(input_ids=batch.tokens, attention_mask=batch.mask.long(), output_hidden_states=True).hidden_states
+    for layer in range(tiny.n_layers):
+        torch.testing.assert_close(acts[f"resid_pre.{layer}"][batch.mask], states[layer][batch.mask])
+    torch.testing.assert_close(acts["ln_final"][batch.mask], states[-1][batch.mask])  # the last one is after the norm
+
+
+def test_heads_mix_values_by_the_pattern(tiny):
+    batch = tiny.tokenize(["a dog and a cat"])
+    tiny.hf.set_attn_implementation("eager")
+    acts = wb.capture(tiny, batch, ["z", "v"])
+    with torch.no_grad():
+        patterns = tiny.hf(input_ids=batch.tokens, output_attentions=True).attentions
+    for layer, pattern in enumerate(patterns):
+        v = acts[f"v.{layer}"].repeat_interleave(tiny.n_heads // tiny.heads.n_key_value_heads, dim=2)
+        torch.testing.assert_close(torch.einsum("bhqk,bkhe->bqhe", pattern, v), acts[f"z.{layer}"])
+
+
+def test_the_pass_ends_after_the_last_site(llama, monkeypatch):
+    called = []
+    handle = llama.hf.model.layers[2].register_forward_hook(lambda *_: called.append(True))
+    acts = wb.capture(llama, "a dog", ["mlp_post.1", "resid_post.0"])
+    handle.remove()
+    assert not called
+    assert list(acts) == ["mlp_post.1", "resid_post.0"]
+    assert acts["mlp_post.1"].shape == (1, 5, llama.d_mlp)
+    assert "mlp_post.1" in repr(acts)
+
+
+def test_hooks_go_even_when_the_pass_fails(llama):
+    def fail(_):
+        raise RuntimeError("stop")
+
+    def hooks():
+        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in llama.hf.modules())
+
+    before = hooks()
+    with pytest.raises(RuntimeError, match="stop"), edited(llama, {Site("resid_post", 0): fail}):
+        llama.forward(llama.tokenize("dog"))
+    assert hooks() == before
+
+
+@pytest.mark.parametrize("name", ["resid_pre", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "mlp_pre", "mlp_post"])
+def test_an_edit_lands_at_its_site_and_nowhere_before(tiny, name):
+    batch = tiny.tokenize("a dog")
+    site = Site(name, 1)
+    new = torch.randn_like(wb.capture(tiny, batch, [str(site)])[str(site)])
+    with edited(tiny, {site: lambda _: new}):
+        assert torch.equal(wb.capture(tiny, batch, [str(site)])[str(site)], new)
+        assert torch.equal(
+            wb.capture(tiny, batch, ["resid_post.0"])["resid_post.0"], wb.capture(tiny, batch, ["resid_post.0"])["resid_post.0"]
+        )
+
+
+def test_replacing_the_stream_replaces_what_follows(tiny):
+    """Writing the last state of one text into another gives the other's logits: nothing passes the site by."""
+    a, b = tiny.tokenize("a dog"), tiny.tokenize("b cat")
+    last = f"resid_post.{tiny.n_layers - 1}"
+    state = wb.capture(tiny, a, [last])[last]
+    with torch.no_grad(), edited(tiny, {Site.parse(last, tiny.n_layers): lambda _: state}):
+        patched = tiny.forward(b)
+    with torch.no_grad():
+        torch.testing.assert_close(patched, tiny.forward(a))
+
+
+def test_capturing_is_the_same_in_a_batch_and_alone(tiny):
+    both = tiny.tokenize(["a dog and", "a cat"], padding_side="left")
+    alone = Batch(both.tokens[1:, -int(both.mask[1].sum()) :], both.mask[1:, -int(both.mask[1].sum()) :])
+    sites = ["resid_post.2", "mlp_post.1"]
+    together, single = wb.capture(tiny, both, sites), wb.capture(tiny, alone, sites)
+    for site in sites:
+        torch.testing.assert_close(together[site][1][both.mask[1]], single[site][0])
+
+
+def test_sites_that_are_not_there_are_refused(llama):
+    with pytest.raises(LayerOutOfRange, match="do not lie in this model of 3 layers"):
+        wb.capture(llama, "dog", ["resid_post.3"])
+    with pytest.raises(UnknownSite, match="Site 'resid' does not exist"):
+        wb.capture(llama, "dog", ["resid"])

@@ -1,0 +1,171 @@
+import pytest
+import torch
+from torch import nn
+
+import workbench.vocabulary as module
+from workbench.errors import NotFinite, UnknownToken
+from workbench.vocabulary import Projector, Vocabulary
+
+D, V, ROWS, K = 16, 1000, 37, 7
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    """Tiles, windows and blocks of sizes that divide nothing, so that every boundary is crossed."""
+    monkeypatch.setattr(module, "TILE", 192)
+    monkeypatch.setattr(module, "HEIGHT", {"cpu": 10})
+    monkeypatch.setattr(module, "MEMORY", {"cpu": 4 * 10 * 400})
+
+
+def vocabulary(dtype=torch.float32, *, bias=True, softcap=3.0, scale=0.5, seed=0) -> Vocabulary:
+    generator = torch.Generator().manual_seed(seed)
+    norm = nn.LayerNorm(D, dtype=dtype)
+    nn.init.normal_(norm.weight, 1, 0.3, generator=generator)
+    nn.init.normal_(norm.bias, 0, 0.3, generator=generator)
+    return Vocabulary(
+        W_U=torch.randn(V, D, generator=generator).to(dtype).T,
+        b_U=torch.randn(V, generator=generator).to(dtype) if bias else None,
+        gain=norm.weight.detach(),
+        ln_final=norm,
+        logit_scale=scale,
+        softcap=softcap,
+    )
+
+
+def dense(vocabulary: Vocabulary, x, decoder):
+    """The definition, in float64."""
+    W_U = vocabulary.W_U.double()
+    if decoder == "none":
+        return x.double() @ W_U
+    if decoder == "gain":
+        return (x.double() * vocabulary.gain.double()) @ W_U
+    z = vocabulary.ln_final(x.to(vocabulary.gain.dtype)).double() @ W_U * vocabulary.logit_scale
+    z = z if vocabulary.b_U is None else z + vocabulary.b_U.double()
+    return z if vocabulary.softcap is None else vocabulary.softcap * (z / vocabulary.softcap).tanh()
+
+
+@pytest.fixture
+def x(generator):
+    return torch.randn(ROWS, D, generator=generator)
+
+
+@pytest.mark.parametrize("decoder", ["none", "gain", "norm"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_projection_equals_the_dense_reference(x, decoder, dtype):
+    voc, x = vocabulary(dtype), x.to(dtype)
+    with torch.no_grad():
+        z = dense(voc, x, decoder)
+    targets = torch.tensor([0, 3, V - 1])
+    found = voc.project(x, decoder=decoder, k=K, k_bottom=K, entropy=True, targets=targets)
+    expected = z.sort(dim=1, descending=True, stable=True)
+    assert torch.equal(found.top_ids, expected.indices[:, :K])
+    assert torch.equal(found.bottom_ids, z.sort(dim=1, stable=True).indices[:, :K])
+    close = {"rtol": 2e-6, "atol": 2e-6}
+    torch.testing.assert_close(found.top_logits.double(), expected.values[:, :K], **close)
+    torch.testing.assert_close(found.bottom_logits.double(), z.sort(dim=1).values[:, :K], **close)
+    torch.testing.assert_close(found.log_normaliser.double(), z.logsumexp(1), **close)
+    torch.testing.assert_close(found.top_probabilities.double(), z.softmax(1).topk(K).values, rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.bottom_probabilities.double(), (-(-z).topk(K).values - z.logsumexp(1, True)).exp(), rtol=1e-5, atol=0)
+    # The entropy of a peaked row is a small difference of logits of size 20, which float32 holds to 1e-6 each.
+    entropy = torch.distributions.Categorical(logits=z).entropy()
+    torch.testing.assert_close(found.entropy_nats.double(), entropy, rtol=2e-6, atol=1e-5)
+    torch.testing.assert_close(found.target_logits.double(), z[:, targets], **close)
+    torch.testing.assert_close(found.target_log_probabilities.double(), z.log_softmax(1)[:, targets], **close)
+    ranks = expected.indices.argsort(1)[:, targets]
+    assert torch.equal(found.target_ranks, ranks)
+
+
+@pytest.mark.parametrize("decoder", ["none", "norm"])
+@pytest.mark.parametrize("single", [True, False])
+def test_kl_against_a_reference(x, decoder, single, generator):
+    voc = vocabulary()
+    reference = torch.randn(1 if single else ROWS, D, generator=generator)
+    with torch.no_grad():
+        p, q = dense(voc, reference, decoder).log_softmax(1), dense(voc, x, decoder).log_softmax(1)
+    expected = (p.exp() * (p - q)).sum(1)
+    torch.testing.assert_close(voc.project(x, decoder=decoder, reference=reference).kl_nats.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_kl_to_itself_is_zero_and_never_negative(x):
+    kl = vocabulary().project(x, decoder="norm", reference=x).kl_nats
+    assert (kl >= 0).all()
+    assert kl.max() < 1e-6
+
+
+def test_targets_may_differ_by_row(x):
+    voc = vocabulary()
+    targets = torch.arange(2 * ROWS).view(ROWS, 2) * 13 % V
+    found = voc.project(x, targets=targets)
+    torch.testing.assert_close(found.target_logits, dense(voc, x, "none").gather(1, targets).float())
+
+
+def test_ties_go_to_the_lowest_id():
+    W_U = torch.ones(D, V)
+    voc = Vocabulary(W_U, None, torch.ones(D), nn.Identity())
+    found = voc.project(torch.ones(3, D), k=5, k_bottom=5, targets=torch.tensor([0, 4, 900]))
+    assert torch.equal(found.top_ids, torch.arange(5).expand(3, 5))
+    assert torch.equal(found.bottom_ids, torch.arange(5).expand(3, 5))
+    assert torch.equal(found.target_ranks, torch.tensor([0, 4, 900]).expand(3, 3))
+
+
+def test_order_does_not_depend_on_the_scale_of_a_row(x):
+    voc = vocabulary()
+    assert torch.equal(voc.project(x * 1e-3, k=K).top_ids, voc.project(x * 64, k=K).top_ids)
+
+
+def test_gain_and_norm_rank_alike_for_an_rms_norm(x):
+    norm = nn.RMSNorm(D)
+    nn.init.uniform_(norm.weight, 0.5, 2)
+    voc = Vocabulary(vocabulary().W_U, None, norm.weight.detach(), norm)
+    gain, normed = voc.project(x, decoder="gain", k=K), voc.project(x, decoder="norm", k=K)
+    assert torch.equal(gain.top_ids, normed.top_ids)
+    assert not torch.allclose(gain.top_probabilities, normed.top_probabilities)
+
+
+def test_a_planted_direction_has_the_closed_form_probability():
+    voc = Vocabulary(torch.eye(D), None, torch.ones(D), nn.Identity())
+    found = voc.project(3.0 * voc.direction(5)[None], k=1)
+    assert found.top_ids.item() == 5
+    torch.testing.assert_close(found.top_probabilities.item(), 1 / (1 + (D - 1) * torch.tensor(-3.0).exp().item()))
+
+
+def test_dense_logits_are_the_definition(x):
+    voc = vocabulary()
+    torch.testing.assert_close(voc.logits(x[None]).double()[0], dense(voc, x, "norm"), rtol=1e-5, atol=1e-5)
+
+
+def test_logit_moments_are_those_of_the_logits(x):
+    voc, rows = vocabulary(), x.double()
+    mean, deviation = voc.logit_moments(rows.mean(0), torch.cov(rows.T, correction=0))
+    z = dense(voc, x, "none")
+    torch.testing.assert_close(mean, z.mean(0))
+    torch.testing.assert_close(deviation, z.std(0, correction=0))
+
+
+def test_a_projector_gives_the_same_from_call_to_call(x):
+    projector = Projector(vocabulary(), k=K)
+    first = projector(x)
+    projector(x[:5] * -1)  # a smaller block in the same buffers
+    assert torch.equal(projector(x).top_ids, first.top_ids)
+    assert torch.equal(projector(x).log_normaliser, first.log_normaliser)
+
+
+def test_k_is_cut_to_the_vocabulary():
+    voc = Vocabulary(torch.eye(4), None, torch.ones(4), nn.Identity())
+    assert voc.project(torch.eye(4), k=10).top_ids.shape == (4, 4)
+
+
+def test_no_rows_give_an_empty_projection():
+    assert vocabulary().project(torch.empty(0, D), k=3).top_ids.shape == (0, 3)
+
+
+def test_a_row_that_is_not_finite_is_named(x):
+    x[23, 4] = torch.nan
+    with pytest.raises(NotFinite, match=r"Row 23 of the 37 to project holds NaN or infinity"):
+        vocabulary().project(x)
+
+
+@pytest.mark.parametrize("token", [-1, V])
+def test_a_token_outside_the_vocabulary_is_refused(x, token):
+    with pytest.raises(UnknownToken, match=f"Token id {token} is outside the vocabulary; ids go from 0 to {V - 1}"):
+        vocabulary().project(x, targets=torch.tensor([token]))
