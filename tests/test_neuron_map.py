@@ -144,7 +144,9 @@ def test_find(llama):
     assert (neurons.find("dog", max_rank=2)["rank"] <= 2).all()
     lowest = neurons.bottom[neurons.bottom["token_id"].isin(dog)]
     assert len(neurons.find("dog", bottom=True)) == len(lowest)
-    with pytest.raises(UnknownToken, match=r"'doge' \(folded\) is no single token .* begin like it: .*Ask for one of its pieces"):
+    with pytest.raises(
+        UnknownToken, match=r"'doge' \(folded\) is no single token .* begin like it: .*Ask for one of its pieces"
+    ):
         neurons.find("doge")
     with pytest.raises(LayerOutOfRange, match="do not lie in this model of 3 layers"):
         neurons.find("dog", layers="3")
@@ -198,7 +200,9 @@ def test_a_stopped_job_goes_on_where_it_was(llama, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         wb.map_neurons(llama, side="all", parts=tmp_path / "parts", progress=False)
     made.clear()
-    monkeypatch.setattr(Parts, "put", lambda self, side, layer, found: (made.append((side, layer)), put(self, side, layer, found)))
+    monkeypatch.setattr(
+        Parts, "put", lambda self, side, layer, found: (made.append((side, layer)), put(self, side, layer, found))
+    )
     resumed = wb.map_neurons(llama, side="all", parts=tmp_path / "parts", progress=False)
     assert made == [("gate", 1), ("gate", 2), ("down", 0), ("down", 1), ("down", 2)]
     pd.testing.assert_frame_equal(resumed.table, whole.table)
@@ -216,7 +220,11 @@ def test_parts_of_another_job_are_discarded(llama, tmp_path):
     ("options", "error", "text"),
     [
         ({"layers": "3"}, LayerOutOfRange, "Layers '3' do not lie in this model of 3 layers"),
-        ({"side": "gate"}, MissingWeight, r"Side 'gate' cannot be mapped in .*: its MLP is not gated. Sides here: up, down, all"),
+        (
+            {"side": "gate"},
+            MissingWeight,
+            r"Side 'gate' cannot be mapped in .*: its MLP is not gated. Sides here: up, down, all",
+        ),
         ({"side": "down", "reading": "gain"}, MissingWeight, "scales what a neuron reads, but side 'down' is what it writes"),
     ],
 )

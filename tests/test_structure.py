@@ -79,12 +79,14 @@ def test_one_file_registers_hooks_and_one_knows_hugging_faces_paths():
         if room not in ("architectures", "embedded"):
             for name in ("self_attn", "down_proj", "lm_head", "c_proj", "embed_tokens"):
                 assert name not in source, f"{path} names {name}"
-    assert not any("@ self.W_U" in p.read_text() or "@ model.weight(\"W_U\")" in p.read_text() for p, _ in modules())
+    assert not any("@ self.W_U" in p.read_text() or '@ model.weight("W_U")' in p.read_text() for p, _ in modules())
 
 
 def test_public_names_agree_with_what_type_checkers_see():
     tree = ast.parse((ROOT / "workbench/__init__.py").read_text())
-    typed = {alias.asname for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names if alias.asname}
+    typed = {
+        alias.asname for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names if alias.asname
+    }
     assert typed == set(workbench.__all__)
     for name in workbench.__all__:
         assert getattr(workbench, name) is not None

@@ -83,7 +83,12 @@ def test_a_model_whose_code_was_changed_is_refused():
         def __init__(self, inner):
             super().__init__()
             self.inner = inner
-            self.down_proj, self.up_proj, self.gate_proj, self.act_fn = inner.down_proj, inner.up_proj, inner.gate_proj, inner.act_fn
+            self.down_proj, self.up_proj, self.gate_proj, self.act_fn = (
+                inner.down_proj,
+                inner.up_proj,
+                inner.gate_proj,
+                inner.act_fn,
+            )
 
         def forward(self, x):
             return 1.5 * self.inner(x)

@@ -4,32 +4,30 @@ from torch import nn
 
 import workbench.vocabulary as module
 from workbench.errors import NotFinite, UnknownToken
-from workbench.vocabulary import Projector, Vocabulary
+from workbench.vocabulary import Projection, Projector, Vocabulary
 
 D, V, ROWS, K = 16, 1000, 37, 7
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """Tiles, windows and blocks of sizes that divide nothing, so that every boundary is crossed."""
     monkeypatch.setattr(module, "TILE", 192)
-    monkeypatch.setattr(module, "HEIGHT", {"cpu": 10})
-    monkeypatch.setattr(module, "MEMORY", {"cpu": 4 * 10 * 400})
+    monkeypatch.setattr(module, "HEIGHT", {"cpu": 10, "cuda": 10})
+    monkeypatch.setattr(module, "MEMORY", {"cpu": 4 * 10 * 400, "cuda": 4 * 10 * 400})
 
 
-def vocabulary(dtype=torch.float32, *, bias=True, softcap=3.0, scale=0.5, seed=0) -> Vocabulary:
-    generator = torch.Generator().manual_seed(seed)
+def vocabulary(dtype=torch.float32, device="cpu") -> Vocabulary:
+    """A head with everything that a head can have."""
+    generator = torch.Generator().manual_seed(0)
     norm = nn.LayerNorm(D, dtype=dtype)
     nn.init.normal_(norm.weight, 1, 0.3, generator=generator)
     nn.init.normal_(norm.bias, 0, 0.3, generator=generator)
-    return Vocabulary(
-        W_U=torch.randn(V, D, generator=generator).to(dtype).T,
-        b_U=torch.randn(V, generator=generator).to(dtype) if bias else None,
-        gain=norm.weight.detach(),
-        ln_final=norm,
-        logit_scale=scale,
-        softcap=softcap,
-    )
+    W_U = torch.randn(V, D, generator=generator).to(device, dtype).T
+    b_U = torch.randn(V, generator=generator).to(device, dtype)
+    norm.to(device)
+    return Vocabulary(W_U, b_U, norm.weight.detach(), norm, logit_scale=0.5, softcap=3.0)
 
 
 def dense(vocabulary: Vocabulary, x, decoder):
@@ -44,6 +42,10 @@ def dense(vocabulary: Vocabulary, x, decoder):
     return z if vocabulary.softcap is None else vocabulary.softcap * (z / vocabulary.softcap).tanh()
 
 
+def on_cpu(found: Projection) -> Projection:
+    return Projection(**{name: None if part is None else part.cpu() for name, part in vars(found).items()})
+
+
 @pytest.fixture
 def x(generator):
     return torch.randn(ROWS, D, generator=generator)
@@ -51,12 +53,13 @@ def x(generator):
 
 @pytest.mark.parametrize("decoder", ["none", "gain", "norm"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_projection_equals_the_dense_reference(x, decoder, dtype):
-    voc, x = vocabulary(dtype), x.to(dtype)
+@pytest.mark.parametrize("device", DEVICES)
+def test_projection_equals_the_dense_reference(x, decoder, dtype, device):
+    voc, x = vocabulary(dtype, device), x.to(device, dtype)
     with torch.no_grad():
-        z = dense(voc, x, decoder)
+        z = dense(voc, x, decoder).cpu()
     targets = torch.tensor([0, 3, V - 1])
-    found = voc.project(x, decoder=decoder, k=K, k_bottom=K, entropy=True, targets=targets)
+    found = on_cpu(voc.project(x, decoder=decoder, k=K, k_bottom=K, entropy=True, targets=targets))
     expected = z.sort(dim=1, descending=True, stable=True)
     assert torch.equal(found.top_ids, expected.indices[:, :K])
     assert torch.equal(found.bottom_ids, z.sort(dim=1, stable=True).indices[:, :K])
@@ -65,7 +68,8 @@ def test_projection_equals_the_dense_reference(x, decoder, dtype):
     torch.testing.assert_close(found.bottom_logits.double(), z.sort(dim=1).values[:, :K], **close)
     torch.testing.assert_close(found.log_normaliser.double(), z.logsumexp(1), **close)
     torch.testing.assert_close(found.top_probabilities.double(), z.softmax(1).topk(K).values, rtol=1e-5, atol=0)
-    torch.testing.assert_close(found.bottom_probabilities.double(), (-(-z).topk(K).values - z.logsumexp(1, True)).exp(), rtol=1e-5, atol=0)
+    lowest = (-(-z).topk(K).values - z.logsumexp(1, True)).exp()
+    torch.testing.assert_close(found.bottom_probabilities.double(), lowest, rtol=1e-5, atol=0)
     # The entropy of a peaked row is a small difference of logits of size 20, which float32 holds to 1e-6 each.
     entropy = torch.distributions.Categorical(logits=z).entropy()
     torch.testing.assert_close(found.entropy_nats.double(), entropy, rtol=2e-6, atol=1e-5)
@@ -83,7 +87,8 @@ def test_kl_against_a_reference(x, decoder, single, generator):
     with torch.no_grad():
         p, q = dense(voc, reference, decoder).log_softmax(1), dense(voc, x, decoder).log_softmax(1)
     expected = (p.exp() * (p - q)).sum(1)
-    torch.testing.assert_close(voc.project(x, decoder=decoder, reference=reference).kl_nats.double(), expected, rtol=1e-5, atol=1e-6)
+    found = voc.project(x, decoder=decoder, reference=reference)
+    torch.testing.assert_close(found.kl_nats.double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_kl_to_itself_is_zero_and_never_negative(x):

@@ -29,8 +29,9 @@ def select(
 ) -> tuple[Float[Tensor, "rows best"], Int[Tensor, "rows best"]]:
     """The k extreme values of each row and their columns, best first, ties by lowest column.
 
-    The k best values lie in the k groups with the best extremes, so a full top-k is needed over k groups only.
-    `torch.topk` leaves the order of equal values open: rows where a tie touches the boundary are sorted in full.
+    The k best values lie in the k groups with the best extremes, and those groups are found in the same way, so a full
+    top-k is needed over k groups only. `torch.topk` leaves the order of equal values open: rows where a tie touches the
+    boundary are sorted in full.
 
     Args:
         tile: `x` is a sequence of tiles this wide (the last may be narrower), each grouped by itself. One, if not given.
@@ -41,7 +42,7 @@ def select(
         groups = torch.cat([group_extremes(part, largest=largest) for part in x.split(tile, 1)], 1)
     if groups.shape[1] <= k or k * GROUP >= x.shape[1]:
         return _sorted(x, k, largest)
-    best, chosen = groups.topk(k + 1, largest=largest)
+    best, chosen = select(groups, k + 1, largest=largest)
     open_rows = best[:, k - 1] == best[:, k]
 
     columns = torch.cat([_columns(chosen[:, :k], x.shape[1], tile), _ungrouped(x, tile).expand(len(x), -1)], 1)

@@ -41,7 +41,9 @@ def main() -> None:
                 started = time.perf_counter()
                 subprocess.run(command, check=True, capture_output=True)
                 times.append(time.perf_counter() - started)
-            table.append({"command": name, "median_seconds": round(statistics.median(times), 3), "min_seconds": round(min(times), 3)})
+            table.append(
+                {"command": name, "median_seconds": round(statistics.median(times), 3), "min_seconds": round(min(times), 3)}
+            )
         print(json.dumps({"benchmark": "command line", "neurons": LAYERS * NEURONS, "table": table}, indent=2))
 
 

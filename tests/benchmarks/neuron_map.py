@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--shape", choices=SHAPES, default="smollm2")
     parser.add_argument("--layers", type=int, help="layers to map (all of the shape, if not given)")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     d_model, d_mlp, n_layers, d_vocab = SHAPES[options.shape]
     layers = options.layers or n_layers
@@ -85,7 +85,7 @@ def main() -> None:
         }
         for name, times in seconds.items()
     ]
-    settings = vars(options) | {"neurons": d_mlp * layers, "weights": source, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    settings = vars(options) | {"neurons": d_mlp * layers, "weights": source, "torch": torch.__version__}
     print(json.dumps({"benchmark": "neuron map, up side", "settings": settings, "table": table}, indent=2))
 
 
