@@ -32,7 +32,7 @@ def test_dtype(folder):
 
 
 def test_a_live_model_needs_its_tokenizer():
-    with pytest.raises(UnknownModel, match="without its tokenizer. Pass tokenizer="):
+    with pytest.raises(UnknownModel, match=r"without its tokenizer. Pass tokenizer="):
         wb.load(tiny_hf("llama"))
 
 
@@ -61,7 +61,7 @@ def test_a_folder_without_config_or_weights_is_refused(folder):
     with pytest.raises(BrokenModel, match=r"pytorch_model.bin is pickled, which can run code when it is read"):
         wb.load(folder)
     (folder / "config.json").unlink()
-    with pytest.raises(BrokenModel, match="holds no config.json: it is no Hugging Face model folder"):
+    with pytest.raises(BrokenModel, match=r"holds no config.json: it is no Hugging Face model folder"):
         wb.load(folder)
 
 

@@ -23,7 +23,8 @@ def test_shapes_of_the_weights(tiny):
     shapes = {
         "W_E": (300, d), "W_U": (d, 300), "W_Q": (heads, d, e), "W_K": (kv, d, e), "W_V": (kv, d, e), "W_O": (heads, e, d),
         "W_in": (d, f), "W_gate": (d, f), "W_out": (f, d), "ln1.w": (d,), "ln2.w": (d,), "ln_final.w": (d,),
-        "b_Q": (heads, e), "b_K": (kv, e), "b_V": (kv, e), "b_O": (d,), "b_in": (f,), "b_gate": (f,), "b_out": (d,), "b_U": (300,),
+        "b_Q": (heads, e), "b_K": (kv, e), "b_V": (kv, e), "b_O": (d,),
+        "b_in": (f,), "b_gate": (f,), "b_out": (d,), "b_U": (300,),
     }  # fmt: skip
     assert set(shapes) == set(WEIGHTS)
     for name, shape in shapes.items():

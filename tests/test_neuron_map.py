@@ -36,12 +36,12 @@ def test_a_planted_neuron_speaks_for_its_token(tiny):
     for i, side in enumerate(sides_of(tiny)):
         planted[side] = (plant(tiny, side, i, 5, token, 0.3).clone(), plant(tiny, side, i, 6, token, -0.3))
     neurons = wb.map_neurons(tiny, side="all", k=3, progress=False)
-    for i, side in enumerate(sides_of(tiny)):
-        at = neurons.table.query("side == @side and layer == @i and neuron == 5 and rank == 0").iloc[0]
+    for layer, side in enumerate(sides_of(tiny)):
+        at = neurons.table.query("side == @side and layer == @layer and neuron == 5 and rank == 0").iloc[0]
         assert at["token_id"] == token
         z = planted[side][0].double() @ tiny.vocabulary.W_U.double()
         assert at["probability"] == pytest.approx(float(z.softmax(0)[token]), rel=1e-5)
-        below = neurons.bottom.query("side == @side and layer == @i and neuron == 6 and rank == 0").iloc[0]
+        below = neurons.bottom.query("side == @side and layer == @layer and neuron == 6 and rank == 0").iloc[0]
         assert below["token_id"] == token
         assert below["probability"] == pytest.approx(float((-z).softmax(0)[token]), rel=1e-5)
 
@@ -182,7 +182,7 @@ def test_a_folder_without_a_map_is_refused(llama, tmp_path):
         wb.NeuronMap.load(tmp_path)
     wb.map_neurons(llama, progress=False).save(tmp_path)
     (tmp_path / "neurons.parquet").write_bytes(b"PAR1")
-    with pytest.raises(BadArtifact, match="is damaged .* Make it again"):
+    with pytest.raises(BadArtifact, match=r"is damaged .* Make it again"):
         wb.NeuronMap.load(tmp_path)
 
 

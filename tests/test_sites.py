@@ -51,7 +51,7 @@ def test_a_layer_outside_the_model_is_refused(text):
 
 @pytest.mark.parametrize("text", ["", "a", "1-2", "1:2:3", "1,,2"])
 def test_layers_that_are_no_layers_are_refused(text):
-    with pytest.raises(LayerOutOfRange, match="are not understood. Write 7, -1, 4:8"):
+    with pytest.raises(LayerOutOfRange, match=r"are not understood. Write 7, -1, 4:8"):
         parse_layers(text, 4)
 
 

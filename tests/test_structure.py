@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import workbench
 
 ROOT = Path(workbench.__file__).parent.parent
@@ -111,9 +113,5 @@ def test_only_the_two_packages_can_be_imported():
 
 
 def test_an_unknown_name_is_an_attribute_error():
-    try:
-        workbench.no_such_thing
-    except AttributeError as error:
-        assert "module 'workbench' has no attribute 'no_such_thing'" in str(error)
-    else:
-        raise AssertionError
+    with pytest.raises(AttributeError, match="module 'workbench' has no attribute 'no_such_thing'"):
+        _ = workbench.no_such_thing
