@@ -12,8 +12,9 @@ demo: $(VENV)/core
 	$(BIN)/workbench verify
 	$(BIN)/workbench map-neurons --side all --out $(DEMO)
 	@echo
-	@echo "The picture:   $(DEMO)/neurons.html (open it in a browser)"
-	@echo "Ask the map:   $(BIN)/workbench find-neurons dog --map $(DEMO)"
+	@echo "Look:  open $(DEMO)/neurons.html in a browser"
+	@echo "Ask:   $(BIN)/workbench find-neurons dog --map $(DEMO)"
+	@echo "Read:  notebooks/01_neurons_that_speak.ipynb"
 
 test: $(VENV)/dev
 	$(BIN)/workbench pull

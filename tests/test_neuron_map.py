@@ -37,11 +37,12 @@ def test_a_planted_neuron_speaks_for_its_token(tiny):
         planted[side] = (plant(tiny, side, i, 5, token, 0.3).clone(), plant(tiny, side, i, 6, token, -0.3))
     neurons = wb.map_neurons(tiny, side="all", k=3, progress=False)
     for layer, side in enumerate(sides_of(tiny)):
-        at = neurons.table.query("side == @side and layer == @layer and neuron == 5 and rank == 0").iloc[0]
+        of_layer = f"side == '{side}' and layer == {layer} and rank == 0"
+        at = neurons.table.query(f"{of_layer} and neuron == 5").iloc[0]
         assert at["token_id"] == token
         z = planted[side][0].double() @ tiny.vocabulary.W_U.double()
         assert at["probability"] == pytest.approx(float(z.softmax(0)[token]), rel=1e-5)
-        below = neurons.bottom.query("side == @side and layer == @layer and neuron == 6 and rank == 0").iloc[0]
+        below = neurons.bottom.query(f"{of_layer} and neuron == 6").iloc[0]
         assert below["token_id"] == token
         assert below["probability"] == pytest.approx(float((-z).softmax(0)[token]), rel=1e-5)
 
@@ -157,6 +158,15 @@ def test_specialised_names_each_word_once(llama):
     words = best.assign(word=best["token"].str.strip().str.casefold())
     assert not words.duplicated(["side", "word"]).any()
     assert (best["score"].diff().dropna() <= 0).all()
+
+
+def test_specialised_may_be_spread_over_the_layers(llama):
+    neurons = wb.map_neurons(llama, side="all", progress=False)
+    spread = neurons.specialised(50, per_layer=2)
+    assert spread["layer"].value_counts().to_dict() == {0: 2, 1: 2, 2: 2}
+    for layer in range(3):
+        best = neurons.specialised(1, layers=str(layer))
+        assert best["score"].iloc[0] == spread.loc[spread["layer"] == layer, "score"].max()
 
 
 def test_saving_and_loading_changes_nothing(llama, tmp_path):

@@ -104,14 +104,22 @@ class NeuronMap(Result):
         k, tokens = self.settings["k"], self.table["token"]
         return [joined(tokens.iloc[start : start + k]) for start in rows.index // k * k]
 
-    def specialised(self, n: int = 20, *, side: Side | None = None, layers: str | None = None) -> pd.DataFrame:
+    def specialised(
+        self, n: int = 20, *, side: Side | None = None, layers: str | None = None, per_layer: int | None = None
+    ) -> pd.DataFrame:
         """The n neurons that stand out most for one word, each word (folded) once a side.
+
+        Args:
+            per_layer: At most this many neurons of each layer: the last layers would fill the list else.
 
         Columns: layer, neuron, side, token (of the highest score among the top ones), score, probability, rank,
         shared_by (how many neurons of the side have it as top token) and tokens, all top tokens in order.
         """
         best = self.best(side=side, layers=layers).sort_values("score", ascending=False, kind="stable")
-        best = best[~best.assign(word=best["token"].map(fold)).duplicated(["side", "word"])].head(n)
+        best = best[~best.assign(word=best["token"].map(fold)).duplicated(["side", "word"])]
+        if per_layer is not None:
+            best = best[best.groupby("layer").cumcount() < per_layer]
+        best = best.head(n)
         shared = self.shared_tokens().set_index(["side", "token_id"])["neurons"]
         counts = [shared.get((side, token), 0) for side, token in zip(best["side"], best["token_id"], strict=True)]
         found = best.assign(shared_by=counts, tokens=self.top_tokens_of(best)).reset_index(drop=True)

@@ -1,7 +1,7 @@
 """Verbs about neurons: map-neurons, find-neurons."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +22,12 @@ from workbench.cli.options import (
 )
 from workbench.cli.show import emit_json, say, table, token
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+LAYERS_SHOWN = 16
+"""Lines of the table over depth; a deeper model is shown in strides that keep its last layer."""
+
 
 def map_neurons(
     out: Out,
@@ -31,7 +37,7 @@ def map_neurons(
     top_k: Annotated[int, typer.Option(min=1, help="Top and bottom tokens a neuron.")] = 10,
     reading: Annotated[ReadingOption, typer.Option(help="gain: scale up and gate rows by the MLP's norm.")] = ReadingOption.raw,
     decoder: Annotated[DecoderOption, typer.Option(help="How much of the head rows go through.")] = DecoderOption.none,
-    show: Annotated[int, typer.Option(min=0, help="How many of the most telling neurons to print.")] = 20,
+    show: Annotated[int, typer.Option(min=0, help="How many of the most telling neurons to print.")] = 15,
     plot: Annotated[bool, typer.Option(help="Write the picture, neurons.html (5 MB: it works offline).")] = True,
     revision: Revision = None,
     device: Device = None,
@@ -67,27 +73,17 @@ def map_neurons(
         )
         return
     if show:
-        rows = [
-            (
-                f"{row.layer}.{row.neuron}",
-                row.side,
-                f"{row.score:.1f}",
-                row.shared_by,
-                token(str(row.token)),
-                row.tokens,
-            )
-            for row in neurons.specialised(show).itertuples()
-        ]
-        columns = ["neuron", "side", "score", "shared by", "word", "top tokens"]
-        table(f"\nThe most telling neurons of {model}", columns, rows, left=["word", "top tokens"])
-        print()
+        _print_neurons(f"The most telling neurons of {model}", neurons.specialised(show))
+        spread = neurons.specialised(len(neurons.settings["layers"]), per_layer=1).sort_values("layer", ignore_index=True)
+        stride = -(-len(spread) // LAYERS_SHOWN)
+        _print_neurons("The best of a layer, from the embedding upwards", spread[::-stride][::-1])
     for row in neurons.summary().itertuples():
         print(
             f"{row.side:<5}{row.above_fraction:6.1%} of {row.neurons:,} neurons stand for their word more than 99 % of "
             f"random directions do (score above {row.threshold:.1f})"
         )
     say(f"\nWritten to {out}: neurons.parquet, neurons_bottom.parquet, run.json{', neurons.html' if plot else ''}.")
-    say(f'Next: workbench find-neurons "dog" --map {out}')
+    say(f"Score: standard deviations above the other neurons for that word. Next: workbench find-neurons dog --map {out}")
 
 
 def find_neurons(
@@ -131,6 +127,15 @@ def find_neurons(
         table("", columns, lines, left=["token"])
     else:
         say(f"No neuron of this map has {text!r} among its {'bottom' if bottom else 'top'} tokens with these limits.")
+
+
+def _print_neurons(title: str, neurons: "pd.DataFrame") -> None:
+    rows = [
+        (f"{row.layer}.{row.neuron}", row.side, f"{row.score:.1f}", row.shared_by, token(row.token), row.tokens)
+        for row in neurons.itertuples()
+    ]
+    table(f"\n{title}", ["neuron", "side", "score", "shared by", "word", "top tokens"], rows, left=["word", "top tokens"])
+    print()
 
 
 def _records(rows) -> list[dict]:

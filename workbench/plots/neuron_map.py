@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 COLOURS = {"up": "#2a6fbb", "gate": "#c8702a", "down": "#3a8f5c"}
 POINTS = 3000
 """Neurons drawn a side, best scores first: the rest would be a solid band below the null's line."""
-LABELS = 30
-"""Words written beside their point, a side."""
+CLEARLY = 2.0
+"""Standard deviations above the null's line from which the best word of a layer is written beside its point."""
 
 
 def plot_neuron_map(neurons: NeuronMap) -> go.Figure:
@@ -32,7 +32,9 @@ def plot_neuron_map(neurons: NeuronMap) -> go.Figure:
         own = neurons.best(side=side)
         threshold = summary.loc[side, "threshold"]
         drawn = own.nlargest(POINTS, "score")
-        labelled = set(neurons.specialised(LABELS, side=side)[["layer", "neuron"]].itertuples(index=False, name=None))
+        named = neurons.specialised(len(neurons.settings["layers"]), side=side, per_layer=1)
+        named = named[named["score"] > threshold + CLEARLY]
+        labelled = set(named[["layer", "neuron"]].itertuples(index=False, name=None))
         words = [
             shown(token).strip("·") if (layer, neuron) in labelled else ""
             for layer, neuron, token in drawn[["layer", "neuron", "token"]].itertuples(index=False, name=None)
