@@ -3,7 +3,7 @@
 Source: Davies 2025, "Decoding Specialised Feature Neurons in Large Language Models with the LM-Head" (arXiv 2501.02688).
 We differ from it where it is silent or misleads: the decoder is named; top and bottom tokens are both given, as a neuron's
 sign is free; a token that wins for hundreds of neurons (an attractor) is told from one that a single neuron stands for by
-a score with its null, not by the softmax probability, which is nearly flat for rows as short as a neuron's.
+a score with its null, not by the softmax probability, which is nearly flat for most neurons and grows with a row's length.
 """
 
 from __future__ import annotations
@@ -110,13 +110,15 @@ class NeuronMap(Result):
         """The n neurons that stand out most for one word, each word (folded) once a side.
 
         Args:
-            per_layer: At most this many neurons of each layer: the last layers would fill the list else.
+            per_layer: At most this many neurons of each layer (and each word once a side and layer); without it the last
+                layers fill the list.
 
         Columns: layer, neuron, side, token (of the highest score among the top ones), score, probability, rank,
         shared_by (how many neurons of the side have it as top token) and tokens, all top tokens in order.
         """
         best = self.best(side=side, layers=layers).sort_values("score", ascending=False, kind="stable")
-        best = best[~best.assign(word=best["token"].map(fold)).duplicated(["side", "word"])]
+        same = ["side", "word"] if per_layer is None else ["side", "layer", "word"]
+        best = best[~best.assign(word=best["token"].map(fold)).duplicated(same)]
         if per_layer is not None:
             best = best[best.groupby("layer").cumcount() < per_layer]
         best = best.head(n)
