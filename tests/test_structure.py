@@ -14,6 +14,7 @@ ROOT = Path(workbench.__file__).parent.parent
 FLOORS = [
     ["errors"],
     ["sites", "tokens", "home", "artifacts", "results", "selection", "softmax"],
+    ["projection"],
     ["vocabulary"],
     ["architectures"],
     ["model"],

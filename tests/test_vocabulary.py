@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-import workbench.vocabulary as module
+import workbench.projection as module
 from workbench.errors import NotFinite, UnknownToken
-from workbench.vocabulary import Projection, Projector, Vocabulary
+from workbench.projection import Projection, Projector
+from workbench.vocabulary import Vocabulary
 
 D, V, ROWS, K = 16, 1000, 37, 7
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

@@ -14,7 +14,7 @@ from workbench.tokens import fold
 if TYPE_CHECKING:
     import pandas as pd
 
-    from workbench.vocabulary import Projection
+    from workbench.projection import Projection
 
 KIND = "neuron map"
 _KEYS = ["side", "layer", "neuron", "rank"]
@@ -101,7 +101,7 @@ class Parts:
         """A layer that was finished before, if it was."""
         from safetensors.torch import load_file
 
-        from workbench.vocabulary import Projection
+        from workbench.projection import Projection
 
         file = self._file(side, layer)
         if not file.exists():

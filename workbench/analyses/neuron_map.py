@@ -9,7 +9,7 @@ a score with its null, not by the softmax probability, which is nearly flat for 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,13 +21,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from workbench.analyses import neuron_folder
+from workbench.analyses.neuron_score import Population, null_scores
 from workbench.analyses.neuron_search import Query, search
 from workbench.errors import MissingWeight
 from workbench.model import LanguageModel
+from workbench.projection import Decoder, Projection, Projector
 from workbench.results import Result, versions
 from workbench.sites import parse_layers
 from workbench.tokens import Match, fold, joined, shown
-from workbench.vocabulary import Decoder, Projection, Projector
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,8 +40,6 @@ Reading = Literal["raw", "gain"]
 SIDES: tuple[Side, ...] = ("up", "gate", "down")
 _WEIGHTS = {"up": "W_in", "gate": "W_gate", "down": "W_out"}
 
-NULL_ROWS = 2000
-"""Random directions a side. Their 99 % quantile then rests on 20 of them."""
 NULL_QUANTILE = 0.99
 
 
@@ -256,7 +255,7 @@ def map_neurons(
             def rows(layer: int, one: Side = one) -> Tensor:
                 return neuron_rows(model, one, layer, reading)
 
-            population = _Population(model, decoder, rows, chosen)
+            population = Population(model.vocabulary, decoder, rows, chosen)
             for layer in chosen:
                 found = None if kept is None else kept.get(one, layer)
                 if found is None:
@@ -266,7 +265,7 @@ def map_neurons(
                 tops.append(_frame(population, one, layer, rows(layer), found, bottom=False))
                 bottoms.append(_frame(population, one, layer, rows(layer), found, bottom=True))
                 bar.update()
-            nulls.append(_null(population, one, k, seed))
+            nulls.append(null_scores(population, one, k, seed))
     import pandas as pd
 
     settings["seconds"] = round(time.perf_counter() - started, 2)
@@ -303,55 +302,7 @@ def _sides(model: LanguageModel, side: Side | Sequence[Side] | Literal["all"]) -
     return tuple(one for one in SIDES if one in asked)
 
 
-class _Population:
-    """The neurons of one side, scaled to unit norm: their moments, and what logits those imply for every token."""
-
-    def __init__(self, model: LanguageModel, decoder: Decoder, rows: Callable[[int], Tensor], layers: Sequence[int]):
-        self.vocabulary = model.vocabulary
-        self.decoder: Decoder = decoder
-        total = torch.zeros(model.d_model, dtype=torch.float64, device=model.device)
-        products = torch.zeros(model.d_model, model.d_model, dtype=torch.float64, device=model.device)
-        count = 0
-        for layer in layers:
-            unit = self.unit(rows(layer))
-            total += unit.sum(0).double()
-            products += (unit.T @ unit).double()  # rows of norm 1: a layer's float32 sums are good to 1e-6
-            count += len(unit)
-        self.mean = total / count
-        self.covariance = products / count - torch.outer(self.mean, self.mean)
-        self.token_mean, self.token_deviation = self.vocabulary.logit_moments(self.mean, self.covariance)
-
-    def unit(self, rows: Tensor) -> Float[Tensor, "rows d_model"]:
-        """What the linear part of the decoder makes of rows, scaled to unit norm."""
-        linear = self.vocabulary.linear_part(rows, self.decoder).float()
-        return linear / linear.norm(dim=1, keepdim=True).clamp_min(1e-30)
-
-    def scores(self, rows: Tensor, ids: Tensor) -> Float[Tensor, "rows k"]:
-        """Logits of unit rows for some tokens each, in standard deviations of the population."""
-        logits = self.vocabulary.logits_of(self.unit(rows), ids)
-        return ((logits - self.token_mean[ids]) / self.token_deviation[ids].clamp_min(1e-30)).float()
-
-    def random(self, seed: int) -> Float[Tensor, "rows d_model"]:
-        """Gaussian directions of the population's mean and covariance."""
-        values, vectors = torch.linalg.eigh(self.covariance)
-        generator = torch.Generator().manual_seed(seed)
-        white = torch.randn(NULL_ROWS, len(self.mean), generator=generator, dtype=torch.float64).to(self.mean.device)
-        return (self.mean + (white * values.clamp_min(0).sqrt()) @ vectors.T).float()
-
-
-def _null(population: _Population, side: Side, k: int, seed: int) -> pd.DataFrame:
-    """The best score among the top tokens of random directions, found as a neuron's is."""
-    import pandas as pd
-
-    rows = population.random(seed)
-    unit = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-30)
-    ids = population.vocabulary.project(unit, k=k).top_ids
-    logits = population.vocabulary.logits_of(unit, ids)
-    scores = (logits - population.token_mean[ids]) / population.token_deviation[ids].clamp_min(1e-30)
-    return pd.DataFrame({"side": side, "score": scores.amax(1).cpu().numpy()})
-
-
-def _frame(population: _Population, side: Side, layer: int, rows: Tensor, found: Projection, *, bottom: bool) -> pd.DataFrame:
+def _frame(population: Population, side: Side, layer: int, rows: Tensor, found: Projection, *, bottom: bool) -> pd.DataFrame:
     """The table of one layer and side."""
     import pandas as pd
 
@@ -368,7 +319,7 @@ def _frame(population: _Population, side: Side, layer: int, rows: Tensor, found:
             "token_id": ids.flatten().int().cpu().numpy(),
             "logit": logits.flatten().float().cpu().numpy(),
             "probability": probabilities.flatten().float().cpu().numpy(),
-            "score": population.scores(rows, ids).flatten().cpu().numpy(),
+            "score": population.scores(population.unit(rows), ids).flatten().cpu().numpy(),
         }
     )
 

@@ -43,9 +43,8 @@ def search(
         UnknownToken: if the text is no token.
         LayerOutOfRange: if the model has no such layer.
     """
-    candidates = tokens
-    if query.match == "folded":  # the database narrows 128,000 tokens down; what matches is decided in one place
-        candidates = tokens.filter(f"folded = {_quoted(fold(query.text))}")
+    # The database narrows 128,000 tokens down; what matches is decided in one place, by matching_ids.
+    candidates = tokens if query.match == "regex" else tokens.filter(f"folded = {_quoted(fold(query.text))}")
     ids = matching_ids(candidates.project("token_id, token").fetchall(), query.text, query.match)
     if not ids:
         raise no_such_token((token for (token,) in tokens.project("token").fetchall()), query.text, query.match)

@@ -107,9 +107,9 @@ def find_neurons(
     match = "exact" if exact else "regex" if regex else "folded"
     query = Query(text, match, None if side is None else side.value, layers, max_rank)
     found = search_folder(map, query, bottom=bottom)
-    rows = found.limit(limit)
+    rows = [dict(zip(found.columns, row, strict=True)) for row in found.fetchall()]
     if json:
-        emit_json({"text": text, "match": match, "total": len(found), "neurons": _records(rows)})
+        emit_json({"text": text, "match": match, "total": len(rows), "neurons": rows[:limit]})
         return
     columns = ["neuron", "side", "rank", "token", "score", "probability"]
     lines = [
@@ -121,7 +121,7 @@ def find_neurons(
             f"{row['score']:.1f}",
             f"{row['probability']:.2e}",
         )
-        for row in _records(rows)
+        for row in rows[:limit]
     ]
     if lines:
         table("", columns, lines, left=["token"])
@@ -136,10 +136,6 @@ def _print_neurons(title: str, neurons: "pd.DataFrame") -> None:
     ]
     table(f"\n{title}", ["neuron", "side", "score", "shared by", "word", "top tokens"], rows, left=["word", "top tokens"])
     print()
-
-
-def _records(rows) -> list[dict]:
-    return [dict(zip(rows.columns, row, strict=True)) for row in rows.fetchall()]
 
 
 VERBS = {"map-neurons": map_neurons, "find-neurons": find_neurons}

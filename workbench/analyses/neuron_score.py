@@ -1,0 +1,65 @@
+"""How far a neuron stands out for a word, among the neurons of its side, and how far a random direction would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from workbench.projection import Decoder
+from workbench.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NULL_ROWS = 2000
+"""Random directions a side. Their 99 % quantile then rests on 20 of them."""
+
+
+class Population:
+    """The neurons of one side, scaled to unit norm: their moments, and what logits those imply for every token."""
+
+    def __init__(self, vocabulary: Vocabulary, decoder: Decoder, rows: Callable[[int], Tensor], layers: Sequence[int]):
+        self.vocabulary = vocabulary
+        self.decoder: Decoder = decoder
+        total = torch.zeros(vocabulary.d_model, dtype=torch.float64, device=vocabulary.W_U.device)
+        products = torch.zeros(vocabulary.d_model, vocabulary.d_model, dtype=torch.float64, device=vocabulary.W_U.device)
+        count = 0
+        for layer in layers:
+            unit = self.unit(rows(layer))
+            total += unit.sum(0).double()
+            products += (unit.T @ unit).double()  # rows of norm 1: a layer's float32 sums are good to 1e-6
+            count += len(unit)
+        self.mean = total / count
+        self.covariance = products / count - torch.outer(self.mean, self.mean)
+        self.token_mean, self.token_deviation = self.vocabulary.logit_moments(self.mean, self.covariance)
+
+    def unit(self, rows: Tensor) -> Float[Tensor, "rows d_model"]:
+        """What the linear part of the decoder makes of rows, scaled to unit norm."""
+        linear = self.vocabulary.linear_part(rows, self.decoder).float()
+        return linear / linear.norm(dim=1, keepdim=True).clamp_min(1e-30)
+
+    def scores(self, unit: Float[Tensor, "rows d_model"], ids: Int[Tensor, "rows k"]) -> Float[Tensor, "rows k"]:
+        """Logits of unit rows for some tokens each, in standard deviations of the population."""
+        logits = self.vocabulary.logits_of(unit, ids)
+        return ((logits - self.token_mean[ids]) / self.token_deviation[ids].clamp_min(1e-30)).float()
+
+    def random(self, seed: int) -> Float[Tensor, "rows d_model"]:
+        """Gaussian directions of the population's mean and covariance."""
+        values, vectors = torch.linalg.eigh(self.covariance)
+        generator = torch.Generator().manual_seed(seed)
+        white = torch.randn(NULL_ROWS, len(self.mean), generator=generator, dtype=torch.float64).to(self.mean.device)
+        return (self.mean + (white * values.clamp_min(0).sqrt()) @ vectors.T).float()
+
+
+def null_scores(population: Population, side: str, k: int, seed: int) -> pd.DataFrame:
+    """The best score among the top k tokens of random directions, found as a neuron's is: columns side, score."""
+    import pandas as pd
+
+    rows = population.random(seed)
+    unit = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    scores = population.scores(unit, population.vocabulary.project(unit, k=k).top_ids)
+    return pd.DataFrame({"side": side, "score": scores.amax(1).cpu().numpy()})
