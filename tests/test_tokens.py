@@ -69,4 +69,4 @@ def test_a_bad_expression_is_named():
 def test_a_word_that_is_no_token_hints_at_others():
     error = no_such_token(["dog", " doge", "cat"], "dogecoin", "folded")
     assert "'dogecoin' (folded) is no single token" in str(error)
-    assert "begin like it: ' doge'" in str(error)
+    assert "begin like it: 'dog', ' doge'" in str(error)
