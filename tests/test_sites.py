@@ -43,7 +43,7 @@ def test_layers(text, layers):
     assert parse_layers(text, 4) == layers
 
 
-@pytest.mark.parametrize("text", ["4", "-5", "2:9", "3:3"])
+@pytest.mark.parametrize("text", ["4", "-5", "2:9", "3:3", "3:1", "-6:2", ":-5", "-9:9"])
 def test_a_layer_outside_the_model_is_refused(text):
     with pytest.raises(LayerOutOfRange, match=f"Layers '{text}' do not lie in this model of 4 layers; they go from 0 to 3"):
         parse_layers(text, 4)

@@ -69,13 +69,13 @@ def test_a_row_that_lies_is_caught(family, changes, identity):
 
 
 def test_a_norm_gain_without_its_offset_is_caught():
-    model = broken("gemma2", norm_gain_offset=0.0)
-    gain = model.weight("ln_final.w")
-    state = torch.randn(4, model.d_model)
-    normed = state / (state.pow(2).mean(1, keepdim=True) + 1e-6).sqrt()
-    assert not torch.allclose(normed * gain, model.vocabulary.ln_final(state), rtol=1e-4)
-    true = tiny_model("gemma2")
-    torch.testing.assert_close(normed * true.weight("ln_final.w"), true.vocabulary.ln_final(state), rtol=1e-4, atol=1e-5)
+    failed = verify_briefly(broken("gemma2", norm_gain_offset=0.0)).table.query("not passed")["identity"]
+    assert set(failed) == {f"{name}.w is the gain of {name}" for name in ("ln1", "ln2", "ln_final")}
+
+
+def test_a_failure_of_the_whole_model_names_no_layer():
+    with pytest.raises(VerificationFailed, match=r"'unembedding the last resid_post = logits' is off by \S+ \(tolerance"):
+        verify_briefly(broken("gemma2", softcap=None)).require()
 
 
 def test_a_model_whose_code_was_changed_is_refused():

@@ -62,6 +62,8 @@ class Architecture:
     act: str = "mlp.act_fn"
     norm_gain_offset: float = 0.0
     """1 where the norm multiplies by `1 + weight` (Gemma)."""
+    logit_scale: float = 1.0
+    """Logits are multiplied by this before the soft cap."""
     softcap: float | None = None
     """Final logits are `c · tanh(logits / c)`."""
 
@@ -93,6 +95,23 @@ def architecture_of(config: Any) -> Architecture:
             f"{', '.join(sorted(ROWS))}. Add a row (ten lines at most), or load a model of a known family."
         )
     return row(config) if callable(row) else row
+
+
+def missing_modules(row: Architecture, model: nn.Module) -> list[str]:
+    """Paths of the row, those of the first block included, that lead nowhere in this model."""
+    block = f"{row.layers}.0."
+    inside = [row.attn, row.mlp, row.ln1, row.ln1_post, row.ln2, row.ln2_post, row.act]
+    inside += [part.path for part in (row.q, row.k, row.v, row.o, row.up, row.gate, row.down) if part is not None]
+    paths = [row.embed, row.layers, row.ln_final, row.head, *(block + path for path in inside if path is not None)]
+    return [path for path in paths if not _leads_somewhere(model, path)]
+
+
+def _leads_somewhere(model: nn.Module, path: str) -> bool:
+    try:
+        model.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
 
 
 def tap(row: Architecture, site: Site, heads: Heads) -> Tap:
@@ -155,9 +174,19 @@ def linear_weight(module: nn.Module) -> Tensor:
 
 
 def norm_gain(norm: nn.Module, row: Architecture) -> Tensor | None:
-    """What a norm multiplies the normalised stream by, `[d_model]`; None if it has no such weight."""
+    """What a norm multiplies the normalised stream by, `[d_model]`; None if it has no such weight.
+
+    With an offset it is float32, as the norm itself adds it: in bfloat16 `1 + weight` would lose half the weight's bits.
+    """
     weight = getattr(norm, "weight", None)
-    return None if weight is None else weight + row.norm_gain_offset if row.norm_gain_offset else weight
+    if weight is None or not row.norm_gain_offset:
+        return weight
+    return weight.float() + row.norm_gain_offset
+
+
+def norm_bias(norm: nn.Module) -> Tensor | None:
+    """What a norm adds last, `[d_model]`; None if nothing."""
+    return getattr(norm, "bias", None)
 
 
 def _by_head(x: Tensor, heads: Heads) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 from workbench.errors import BadArtifact, CannotWrite
 
 
-def output_folder(path: Path) -> Path:
+def output_folder(path: Path, advice: str = "Name another with --out") -> Path:
     """The folder, made if it is not there, and found to be writable before any work is done.
 
     Raises:
@@ -23,7 +23,7 @@ def output_folder(path: Path) -> Path:
             pass
     except OSError as error:
         raise CannotWrite(
-            f"Output folder {str(path)!r} cannot be written ({error.strerror or error}). Name another with --out, "
+            f"Output folder {str(path)!r} cannot be written ({error.strerror or error}). {advice}, "
             "or give yourself the right to write there."
         ) from None
     return path

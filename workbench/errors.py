@@ -5,6 +5,10 @@ class WorkbenchError(ValueError):
     """Base of every error that a user can cause and mend; the command line prints it as one line and exits with 2."""
 
 
+class UnknownOption(WorkbenchError):
+    """An option that is none of the values it can take."""
+
+
 class UnknownModel(WorkbenchError):
     """No model of this name is embedded, cached, on disk, or reachable."""
 
@@ -51,3 +55,12 @@ class CannotWrite(WorkbenchError):
 
 class BadArtifact(WorkbenchError):
     """A saved result is missing, incomplete, or of another kind than the one asked for."""
+
+
+def require_one_of(option: str, value: object, allowed: tuple[object, ...]) -> None:
+    """
+    Raises:
+        UnknownOption: if the value is none of those allowed.
+    """
+    if value not in allowed:
+        raise UnknownOption(f"{option}={value!r} is not known. Use one of {', '.join(map(repr, allowed))}.")

@@ -8,4 +8,4 @@ def home() -> Path:
     """`$WORKBENCH_HOME`, or `mi-workbench` in the user's cache folder."""
     if chosen := os.environ.get("WORKBENCH_HOME"):
         return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "mi-workbench"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mi-workbench"

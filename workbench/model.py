@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from workbench.architectures import Architecture, Heads, Tap, linear_weight, norm_gain, tap
-from workbench.errors import LayerOutOfRange, MissingWeight, WorkbenchError
+from workbench.errors import LayerOutOfRange, MissingWeight, WorkbenchError, require_one_of
 from workbench.sites import Site
 from workbench.tokens import token_strings
 from workbench.vocabulary import Vocabulary
@@ -108,7 +108,7 @@ class LanguageModel:
         """The printable string of every token id."""
         return token_strings(self.tokenizer, self.d_vocab)
 
-    @cached_property
+    @property
     def vocabulary(self) -> Vocabulary:
         """The way from the residual stream to logits."""
         gain = self.weight("ln_final.w")
@@ -117,6 +117,7 @@ class LanguageModel:
             b_U=None if (bias := self.optional_weight("b_U")) is None else bias.detach(),
             gain=gain.detach(),
             ln_final=self.module(self.row.ln_final),
+            logit_scale=self.row.logit_scale,
             softcap=self.row.softcap,
         )
 
@@ -163,6 +164,7 @@ class LanguageModel:
         Raises:
             WorkbenchError: if there is no text, or one gives no token.
         """
+        require_one_of("padding_side", padding_side, ("left", "right"))
         texts = [texts] if isinstance(texts, str) else list(texts)
         rows = [self.tokenizer(text)["input_ids"] for text in texts]
         for i, row in enumerate(rows):
@@ -205,7 +207,7 @@ class LanguageModel:
 
     @property
     def weights_hash(self) -> str:
-        """SHA-256 over the name, dtype, shape and 1,024 evenly spaced entries of every parameter.
+        """SHA-256 over the name, dtype, shape and 1,024 scattered entries of every parameter.
 
         A fingerprint, not a proof: it reads a few megabytes of a model of any size, and any training changes it.
         """
@@ -214,7 +216,9 @@ class LanguageModel:
             digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
             if not parameter.is_meta:
                 flat = parameter.detach().flatten()
-                sample = flat[:: max(1, flat.numel() // 1024)].cpu()
+                # Scattered by a multiplicative hash: an even stride would keep to a few columns of a matrix.
+                chosen = (torch.arange(min(1024, flat.numel())) * 2_654_435_761) % flat.numel()
+                sample = flat[chosen.to(flat.device)].cpu()
                 digest.update(sample.contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 

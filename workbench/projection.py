@@ -6,13 +6,13 @@ only until the best tokens of it are chosen.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.errors import NotFinite, UnknownToken
+from workbench.errors import NotFinite, UnknownToken, require_one_of
 from workbench.selection import GROUP, group_extremes, merge, select
 from workbench.softmax import RunningSoftmax
 
@@ -110,19 +110,31 @@ class Projector:
         targets: Int[Tensor, " targets"] | Int[Tensor, "rows targets"] | None = None,
         reference: Float[Tensor, "#rows d_model"] | None = None,
     ) -> Projection:
-        _refuse_not_finite(x)
+        require_one_of("decoder", self.decoder, get_args(Decoder))
+        _refuse_not_finite(x, "to project")
+        if reference is not None:
+            _refuse_not_finite(reference, "of the reference")
+            if len(reference) not in (1, len(x)):
+                raise ValueError(f"reference has {len(reference)} rows for {len(x)} to project; give one, or one for each.")
         if targets is not None:
             for token in targets[(targets < 0) | (targets >= self.head.d_vocab)].tolist():
                 raise no_such_id(token, self.head.d_vocab)
             targets = targets.to(x.device).expand(len(x), -1)
-        height = HEIGHT.get(x.device.type, HEIGHT["cpu"])
+        tile = TILE * accumulation_dtype(x).itemsize
+        height = max(1, min(HEIGHT.get(x.device.type, HEIGHT["cpu"]), self._memory(x.device) // tile))
         blocks = []
         for start in range(0, max(len(x), 1), height):
             rows = slice(start, start + height)
             target = None if targets is None else targets[rows]
             other = reference if reference is None or len(reference) == 1 else reference[rows]
             blocks.append(self._block(x[rows], target, other))
-        return _stack(blocks)
+        found = _stack(blocks)
+        if not torch.isfinite(found.log_normaliser).all():
+            raise NotFinite("Logits overflow: rows of this size have no softmax. Scale them down, or use decoder='norm'.")
+        return found
+
+    def _memory(self, device: torch.device) -> int:
+        return self.memory or MEMORY.get(device.type, MEMORY["cpu"])
 
     def _block(self, x: Tensor, targets: Tensor | None, reference: Tensor | None) -> Projection:
         """One block of rows through all tiles. A tile is reduced while it is in cache: into the running normaliser, and to
@@ -170,8 +182,7 @@ class Projector:
             window, scratch = self._buffers
             if window.device == device and window.dtype == dtype and len(window) >= rows:
                 return window[:rows], scratch[:rows]
-        memory = self.memory or MEMORY.get(device.type, MEMORY["cpu"])
-        tiles = max(1, memory // (dtype.itemsize * TILE * max(rows, 1)))
+        tiles = max(1, self._memory(device) // (dtype.itemsize * TILE * max(rows, 1)))
         width = min(tiles * TILE, self.head.d_vocab)
         window = torch.empty(rows, width, device=device, dtype=dtype)
         self._buffers = window, torch.empty(rows, min(TILE, width), device=device, dtype=dtype)
@@ -250,11 +261,11 @@ def _row_maxima(z: Tensor, groups: Tensor) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.maximum(*parts)
 
 
-def _refuse_not_finite(x: Tensor) -> None:
+def _refuse_not_finite(x: Tensor, which: str) -> None:
     finite = torch.isfinite(x).all(1)
     if not finite.all():
         raise NotFinite(
-            f"Row {int((~finite).nonzero()[0])} of the {len(x)} to project holds NaN or infinity. "
+            f"Row {int((~finite).nonzero()[0])} of the {len(x)} {which} holds NaN or infinity. "
             "Find where it arises (capture the layers below), or drop the row."
         )
 

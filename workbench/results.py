@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,5 +31,12 @@ class Result:
 def versions() -> dict[str, str]:
     """Versions of what a number may depend on."""
     return {"python": platform.python_version()} | {
-        package: version(package) for package in ("mi-workbench", "torch", "transformers")
+        package: _version(package) for package in ("mi-workbench", "torch", "transformers")
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a source tree
+        return "not installed"

@@ -92,17 +92,17 @@ def parse_layers(text: str | None, n_layers: int) -> list[int]:
         if not match or not part.strip() or (match[3] and not match[2]):
             raise LayerOutOfRange(f"Layers {text!r} are not understood. Write 7, -1, 4:8 (half-open) or 0,5,10:12.")
         if match[2]:
-            start, stop = (int(g) if g else default for g, default in ((match[1], 0), (match[3], n_layers)))
-            found = list(range(*(b + n_layers if b < 0 else b for b in (start, stop))))
+            bounds = (int(g) if g else default for g, default in ((match[1], 0), (match[3], n_layers)))
+            start, stop = (bound + n_layers if bound < 0 else bound for bound in bounds)
         else:
-            found = [int(match[1])]
-        found = [layer + n_layers if layer < 0 else layer for layer in found]
-        if not found or min(found) < 0 or max(found) >= n_layers:
+            start = int(match[1]) + n_layers * (int(match[1]) < 0)
+            stop = start + 1
+        if not 0 <= start < stop <= n_layers:
             raise LayerOutOfRange(
                 f"Layers {part.strip()!r} do not lie in this model of {n_layers} layers; "
                 f"they go from 0 to {n_layers - 1}, or from -{n_layers} to -1 counted from the end."
             )
-        layers += found
+        layers += range(start, stop)
     return sorted(set(layers))
 
 

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
-from workbench.errors import UnknownToken
+from workbench.errors import UnknownToken, require_one_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,6 +44,7 @@ def matching_ids(strings: Iterable[tuple[int, str]], text: str, match: Match) ->
     Raises:
         UnknownToken: if `text` is no regular expression.
     """
+    require_one_of("match", match, get_args(Match))
     if match == "regex":
         try:
             pattern = re.compile(text)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from workbench.architectures import norm_bias
 from workbench.errors import VerificationFailed
 from workbench.model import Batch, LanguageModel
 from workbench.results import Result
@@ -57,10 +58,12 @@ class Verification(Result):
         Raises:
             VerificationFailed: if an identity does not hold; the text names the first.
         """
+        import pandas as pd
+
         failed = self.table[~self.table["passed"]]
         if len(failed):
             first = failed.iloc[0]
-            at = "" if first["layer"] is None else f" at layer {first['layer']}"
+            at = "" if pd.isna(first["layer"]) else f" at layer {first['layer']}"
             raise VerificationFailed(
                 f"{self.settings['model']!r} does not behave as its family {self.settings['family']!r} promises: "
                 f"{first['identity']!r} is off by {first['error']:.1e}{at} (tolerance {first['tolerance']:.0e}; "
@@ -112,6 +115,9 @@ def _still(model: LanguageModel, batch: Batch) -> Iterator[Check]:
 
     last = acts[f"resid_post.{model.n_layers - 1}"]
     yield Check("ln_final(last resid_post) = ln_final", None, _error(model.vocabulary.ln_final(last), acts["ln_final"]))
+    yield Check(
+        "ln_final.w is the gain of ln_final", None, _gain_error(model.module(row.ln_final), model.weight("ln_final.w"), last)
+    )
     yield Check("unembedding the last resid_post = logits", None, _error(model.vocabulary.logits(last), logits[batch.mask]))
 
 
@@ -129,6 +135,10 @@ def _projections(model: LanguageModel, layer: int, at: dict[str, Tensor]) -> Ite
     def normed(path: str | None, x: Tensor) -> Tensor:
         return x if path is None else block.get_submodule(path)(x)
 
+    if row.ln1 is not None:
+        yield Check(
+            "ln1.w is the gain of ln1", layer, _gain_error(block.get_submodule(row.ln1), weight("ln1.w"), at["resid_pre"])
+        )
     x = normed(row.ln1, at["resid_pre"])
     for name in "qkv":
         projected = torch.einsum("td,hde->the", x, weight(f"W_{name.upper()}")) + bias(f"b_{name.upper()}")
@@ -136,7 +146,10 @@ def _projections(model: LanguageModel, layer: int, at: dict[str, Tensor]) -> Ite
     written = torch.einsum("the,hed->td", at["z"], weight("W_O")) + bias("b_O")
     yield Check("z W_O = attn_out", layer, _error(normed(row.ln1_post, written), at["attn_out"]))
 
-    x = normed(row.ln2, at["resid_pre" if row.parallel else "resid_mid"])
+    stream = at["resid_pre" if row.parallel else "resid_mid"]
+    if row.ln2 is not None:
+        yield Check("ln2.w is the gain of ln2", layer, _gain_error(block.get_submodule(row.ln2), weight("ln2.w"), stream))
+    x = normed(row.ln2, stream)
     activation = block.get_submodule(row.act)
     if row.is_gated:
         yield Check("ln2(stream) W_gate = mlp_pre", layer, _error(x @ weight("W_gate") + bias("b_gate"), at["mlp_pre"]))
@@ -193,6 +206,17 @@ def _logits_and(model: LanguageModel, batch: Batch, names: list[str], captured: 
 
     with edited(model, {site: keep(site) for site in parse_sites(names, model.n_layers)}):
         return model.forward(batch)
+
+
+@torch.no_grad()
+def _gain_error(norm: nn.Module, gain: Tensor, x: Tensor) -> float:
+    """How far `norm(x) - bias` is from `gain ⊙ x` (or, for a norm that centres, from `gain ⊙ (x - mean)`), lengths apart."""
+    bias = norm_bias(norm)
+    found = norm(x).double() - (0.0 if bias is None else bias.double())
+    x = x.double()
+    directions = [gain.double() * one for one in (x, x - x.mean(1, keepdim=True))]
+    lengths = [(found * one).sum(1, keepdim=True) / one.pow(2).sum(1, keepdim=True) for one in directions]
+    return min(_error(length * one, found) for length, one in zip(lengths, directions, strict=True))
 
 
 def _error(found: Tensor, expected: Tensor) -> float:

@@ -115,7 +115,7 @@ class Vocabulary:
     def decoded(self, x: Tensor, decoder: Decoder) -> Tensor:
         """Rows as the matrix product takes them: normed, or scaled by the gain, or as they are."""
         if decoder == "norm":
-            return self.ln_final(x.to(self.gain.dtype)).to(accumulation_dtype(x))
+            return self.ln_final(x.to(self.W_U.dtype)).to(accumulation_dtype(x))
         if decoder == "gain":
             return self.linear_part(x, decoder)
         return x if _multiplies_exactly(x, self.W_U) else x.to(accumulation_dtype(x))
