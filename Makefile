@@ -45,9 +45,7 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "Python's venv module is needed (Debian: apt-get install python3-venv)"; exit 1; }
 
-# torch first and alone: what else is asked for at its side may make pip look for a newer one and its CUDA packages.
 $(VENV)/core: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) torch
 	$(PIP) -e .
 	@touch $@
 

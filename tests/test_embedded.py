@@ -92,6 +92,15 @@ def test_the_weights_are_on_a_four_bit_grid(smollm):
     assert max(len(block.unique()) for block in blocks) <= 16
 
 
+def test_a_pulled_model_that_was_cut_short_is_pulled_again(empty_home):
+    MODEL.folder.mkdir(parents=True)
+    (MODEL.folder / "workbench.json").write_text('{"weight_bytes": 100}')
+    (MODEL.folder / "model.safetensors").write_bytes(b"0" * 100)
+    assert MODEL.is_pulled
+    (MODEL.folder / "model.safetensors").write_bytes(b"0" * 99)
+    assert not MODEL.is_pulled
+
+
 def test_a_second_pull_is_at_once(smollm, monkeypatch):
     monkeypatch.setattr(subprocess, "run", None)
     assert pull() == MODEL.folder

@@ -4,7 +4,7 @@ from families import tiny_hf, tiny_tokenizer
 
 import workbench as wb
 from workbench.embedded import DEFAULT
-from workbench.errors import BrokenModel, UnknownArchitecture, UnknownModel
+from workbench.errors import BadArtifact, BrokenModel, UnknownArchitecture, UnknownModel
 from workbench.loading import check_weights
 
 
@@ -101,3 +101,26 @@ def test_models_lists_the_embedded_one(smollm):
     listing = {model.name: model for model in wb.models()}[DEFAULT]
     assert (listing.kind, listing.state, listing.licence) == ("embedded", "ready", "Apache-2.0")
     assert listing.bytes > 500e6
+
+
+def test_a_family_that_transformers_does_not_know_is_refused_by_name(folder):
+    config = (folder / "config.json").read_text().replace('"llama"', '"brandnew"')
+    (folder / "config.json").write_text(config)
+    with pytest.raises(UnknownArchitecture, match="'brandnew' has no row"):
+        wb.load(folder)
+
+
+def test_a_malformed_config_is_named(folder):
+    (folder / "config.json").write_text("{")
+    with pytest.raises(BadArtifact, match=r"config.json' cannot be read as JSON"):
+        wb.load(folder)
+
+
+def test_a_model_without_its_head_is_refused():
+    with pytest.raises(UnknownArchitecture, match=r"LlamaModel\) lacks model.embed_tokens, .*with its head"):
+        wb.load(tiny_hf("llama").model, tokenizer=tiny_tokenizer())
+
+
+def test_a_revision_of_a_folder_is_refused(folder):
+    with pytest.raises(UnknownModel, match=r"revision='main' was asked for, but .* is no hub model"):
+        wb.load(folder, revision="main")

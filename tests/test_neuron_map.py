@@ -1,6 +1,10 @@
 """The neuron map: planted neurons are found, the real model's map equals float64, the score tells signal from noise."""
 
+import errno
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -9,9 +13,10 @@ import torch
 from conftest import tiny_model
 
 import workbench as wb
-from workbench.analyses.neuron_folder import Parts
+from workbench.analyses import neuron_folder
+from workbench.analyses.neuron_folder import PARTS, Parts
 from workbench.analyses.neuron_map import NULL_QUANTILE, SIDES, neuron_rows
-from workbench.errors import BadArtifact, LayerOutOfRange, MissingWeight, UnknownToken
+from workbench.errors import BadArtifact, CannotWrite, LayerOutOfRange, MissingWeight, UnknownOption, UnknownToken
 
 
 def plant(model, side, layer, neuron, token, alpha):
@@ -216,7 +221,8 @@ def test_a_stopped_job_goes_on_where_it_was(llama, tmp_path, monkeypatch):
     resumed = wb.map_neurons(llama, side="all", parts=tmp_path / "parts", progress=False)
     assert made == [("gate", 1), ("gate", 2), ("down", 0), ("down", 1), ("down", 2)]
     pd.testing.assert_frame_equal(resumed.table, whole.table)
-    assert not (tmp_path / "parts").exists()
+    resumed.save(tmp_path / "parts")
+    assert not (tmp_path / "parts" / PARTS).exists()
 
 
 def test_parts_of_another_job_are_discarded(llama, tmp_path):
@@ -224,6 +230,57 @@ def test_parts_of_another_job_are_discarded(llama, tmp_path):
     parts.put("up", 0, llama.vocabulary.project(neuron_rows(llama, "up", 0)))
     assert Parts(tmp_path / "parts", {"k": 3}).get("up", 0) is not None
     assert Parts(tmp_path / "parts", {"k": 4}).get("up", 0) is None
+
+
+def test_a_damaged_part_is_made_again(llama, tmp_path):
+    parts = Parts(tmp_path, {"k": 3})
+    parts.put("up", 0, llama.vocabulary.project(neuron_rows(llama, "up", 0)))
+    next((tmp_path / PARTS).iterdir()).write_bytes(b"half")
+    assert parts.get("up", 0) is None
+
+
+def test_what_else_lies_in_the_folder_is_left_alone(llama, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    wb.map_neurons(llama, layers="0", parts=tmp_path, progress=False).save(tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_failed_save_keeps_the_older_map_and_the_parts(llama, tmp_path, monkeypatch):
+    wb.map_neurons(llama, layers="0", progress=False).save(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    neurons = wb.map_neurons(llama, layers="1", parts=tmp_path, progress=False)
+
+    def full_disk(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(neuron_folder, "token_table", full_disk)
+    with pytest.raises(CannotWrite, match="No space left on device"):
+        neurons.save(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    assert list((tmp_path / PARTS).iterdir())
+
+
+def test_top_tokens_belong_to_the_rows_that_were_given(llama):
+    neurons = wb.map_neurons(llama, side="all", progress=False)
+    found = neurons.find("dog")
+    assert all("dog" in tokens.lower() for tokens in neurons.top_tokens_of(found))
+
+
+def test_a_search_beyond_the_map_is_refused(llama):
+    neurons = wb.map_neurons(llama, side="up", layers="1", progress=False)
+    with pytest.raises(MissingWeight, match=r"This map holds sides up, not 'gate'. Map that side too"):
+        neurons.find("dog", side="gate")
+    with pytest.raises(LayerOutOfRange, match=r"This map does not hold layers 0; it holds 1"):
+        neurons.find("dog", layers="0")
+
+
+def test_the_null_goes_through_the_same_decoder():
+    """A head whose norm adds a large bias drives every direction to the same words: the null must see that too."""
+    model = tiny_model("gpt2")
+    with torch.no_grad():
+        model.hf.transformer.ln_f.bias += 5 * torch.randn(model.d_model)
+    summary = wb.map_neurons(model, side="up", decoder="norm", progress=False).summary().iloc[0]
+    assert abs(summary["median_score"] - summary["null_median_score"]) < 0.5
 
 
 @pytest.mark.parametrize(
@@ -235,6 +292,8 @@ def test_parts_of_another_job_are_discarded(llama, tmp_path):
             MissingWeight,
             r"Side 'gate' cannot be mapped in .*: its MLP is not gated. Sides here: up, down, all",
         ),
+        ({"side": []}, UnknownOption, "No side was asked for. Sides here: up, down, all"),
+        ({"k": 0}, UnknownOption, "k=0 tokens a neuron were asked for"),
         ({"side": "down", "reading": "gain"}, MissingWeight, "scales what a neuron reads, but side 'down' is what it writes"),
     ],
 )
@@ -267,3 +326,31 @@ def test_bfloat16_weights_give_exact_rankings(generator):
     z = torch.cat([neuron_rows(model, "up", layer) for layer in range(3)]).double() @ model.vocabulary.W_U.double()
     ids = neurons.table["token_id"].to_numpy().reshape(-1, 5)
     assert np.array_equal(ids, z.sort(dim=1, descending=True, stable=True).indices[:, :5].numpy())
+
+
+def test_an_unknown_decoder_is_refused_at_run_time_too():
+    """Users run without type checks: a misspelt option must not pass for another."""
+    code = (
+        "import torch, workbench as wb; from workbench.vocabulary import Vocabulary\n"
+        "v = Vocabulary(torch.eye(4), None, torch.ones(4), torch.nn.Identity())\n"
+        "try: v.project(torch.eye(4), decoder='gian')\n"
+        "except wb.WorkbenchError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "decoder='gian' is not known. Use one of 'none', 'gain', 'norm'."
+
+
+@pytest.mark.parametrize(("family", "reading", "decoder"), [("llama", "gain", "none"), ("gemma2", "gain", "gain")])
+def test_gains_in_bfloat16_do_not_reorder_tokens(family, reading, decoder):
+    model = tiny_model(family, dtype=torch.bfloat16)
+    neurons = wb.map_neurons(model, side="up", k=5, reading=reading, decoder=decoder, progress=False)
+    offset = model.row.norm_gain_offset
+    blocks = model.hf.model.layers
+    norms = [getattr(block, model.row.ln2).weight.double() + offset for block in blocks]
+    rows = torch.cat([block.mlp.up_proj.weight.double() * norm for block, norm in zip(blocks, norms, strict=True)])
+    if decoder == "gain":
+        rows = rows * (model.hf.model.norm.weight.double() + offset)
+    z = rows @ model.vocabulary.W_U.double()
+    ids = torch.tensor(neurons.table["token_id"].to_numpy().reshape(-1, 5)).long()
+    gaps = (z.gather(1, ids) - z.topk(5).values).abs().amax(1) / z.abs().amax(1)
+    assert gaps.max() < 1e-5

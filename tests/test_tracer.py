@@ -58,13 +58,12 @@ def test_hooks_go_even_when_the_pass_fails(llama):
 @pytest.mark.parametrize("name", ["resid_pre", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "mlp_pre", "mlp_post"])
 def test_an_edit_lands_at_its_site_and_nowhere_before(tiny, name):
     batch = tiny.tokenize("a dog")
-    site = Site(name, 1)
+    site, before = Site(name, 1), "resid_post.0"
+    clean = wb.capture(tiny, batch, before)[before]
     new = torch.randn_like(wb.capture(tiny, batch, [str(site)])[str(site)])
     with edited(tiny, {site: lambda _: new}):
         assert torch.equal(wb.capture(tiny, batch, [str(site)])[str(site)], new)
-        assert torch.equal(
-            wb.capture(tiny, batch, ["resid_post.0"])["resid_post.0"], wb.capture(tiny, batch, ["resid_post.0"])["resid_post.0"]
-        )
+        assert torch.equal(wb.capture(tiny, batch, before)[before], clean)
 
 
 def test_replacing_the_stream_replaces_what_follows(tiny):
@@ -85,6 +84,14 @@ def test_capturing_is_the_same_in_a_batch_and_alone(tiny):
     together, single = wb.capture(tiny, both, sites), wb.capture(tiny, alone, sites)
     for site in sites:
         torch.testing.assert_close(together[site][1][both.mask[1]], single[site][0])
+
+
+def test_a_site_is_found_by_every_spelling(llama):
+    acts = wb.capture(llama, "a dog", ["resid_post.-1", "blocks.0.hook_resid_pre"])
+    assert acts["resid_post.-1"] is acts["resid_post.2"] is acts["layers_output[-1]"]
+    assert acts["blocks.0.hook_resid_pre"] is acts["resid_pre.0"]
+    with pytest.raises(KeyError, match=r"resid_post.1 was not captured; captured: resid_post.2, resid_pre.0"):
+        acts["resid_post.1"]
 
 
 def test_sites_that_are_not_there_are_refused(llama):

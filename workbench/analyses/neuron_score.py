@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.projection import Decoder
+from workbench.projection import Decoder, Projector
 from workbench.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -27,15 +27,22 @@ class Population:
         self.decoder: Decoder = decoder
         total = torch.zeros(vocabulary.d_model, dtype=torch.float64, device=vocabulary.W_U.device)
         products = torch.zeros(vocabulary.d_model, vocabulary.d_model, dtype=torch.float64, device=vocabulary.W_U.device)
+        raw_total, raw_products = torch.zeros_like(total), torch.zeros_like(products)
         count = 0
         for layer in layers:
             unit = self.unit(rows(layer))
             total += unit.sum(0).double()
             products += (unit.T @ unit).double()  # rows of norm 1: a layer's float32 sums are good to 1e-6
             count += len(unit)
-        self.mean = total / count
-        self.covariance = products / count - torch.outer(self.mean, self.mean)
-        self.token_mean, self.token_deviation = self.vocabulary.logit_moments(self.mean, self.covariance)
+            raw = rows(layer).float()
+            raw_total += raw.double().sum(0)
+            raw_products += (raw.T @ raw).double()
+        mean = total / count
+        covariance = products / count - torch.outer(mean, mean)
+        # float32 is good to 1e-6 of a standard deviation here, and five times as fast.
+        self.row_mean = raw_total / count
+        self.row_covariance = raw_products / count - torch.outer(self.row_mean, self.row_mean)
+        self.token_mean, self.token_deviation = self.vocabulary.logit_moments(mean.float(), covariance.float())
 
     def unit(self, rows: Tensor) -> Float[Tensor, "rows d_model"]:
         """What the linear part of the decoder makes of rows, scaled to unit norm."""
@@ -48,18 +55,17 @@ class Population:
         return ((logits - self.token_mean[ids]) / self.token_deviation[ids].clamp_min(1e-30)).float()
 
     def random(self, seed: int) -> Float[Tensor, "rows d_model"]:
-        """Gaussian directions of the population's mean and covariance."""
-        values, vectors = torch.linalg.eigh(self.covariance)
+        """Gaussian rows of the mean and covariance that the neurons' rows have, before any decoder."""
+        values, vectors = torch.linalg.eigh(self.row_covariance)
         generator = torch.Generator().manual_seed(seed)
-        white = torch.randn(NULL_ROWS, len(self.mean), generator=generator, dtype=torch.float64).to(self.mean.device)
-        return (self.mean + (white * values.clamp_min(0).sqrt()) @ vectors.T).float()
+        white = torch.randn(NULL_ROWS, len(values), generator=generator, dtype=torch.float64).to(values.device)
+        return (self.row_mean + (white * values.clamp_min(0).sqrt()) @ vectors.T).float()
 
 
-def null_scores(population: Population, side: str, k: int, seed: int) -> pd.DataFrame:
-    """The best score among the top k tokens of random directions, found as a neuron's is: columns side, score."""
+def null_scores(population: Population, projector: Projector, side: str, seed: int) -> pd.DataFrame:
+    """The best score among the top tokens of random rows, found as a neuron's is, decoder included: columns side, score."""
     import pandas as pd
 
     rows = population.random(seed)
-    unit = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-30)
-    scores = population.scores(unit, population.vocabulary.project(unit, k=k).top_ids)
+    scores = population.scores(population.unit(rows), projector(rows).top_ids)
     return pd.DataFrame({"side": side, "score": scores.amax(1).cpu().numpy()})

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.options import DEFAULT_MODEL, Device, DType, Json, Model, Revision, load_model
+from workbench.cli.options import Device, DType, Json, Model, Revision, load_model
 from workbench.cli.show import emit_json, say, table
+from workbench.embedded import DEFAULT as DEFAULT_MODEL
 
 
 def models(json: Json = False) -> None:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from workbench.cli.options import (
-    DEFAULT_MODEL,
     DecoderOption,
     Device,
     DType,
@@ -20,7 +19,9 @@ from workbench.cli.options import (
     SidesOption,
     load_model,
 )
-from workbench.cli.show import emit_json, say, table, token
+from workbench.cli.show import emit_json, say, table
+from workbench.embedded import DEFAULT as DEFAULT_MODEL
+from workbench.tokens import shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +57,7 @@ def map_neurons(
         k=top_k,
         reading=reading.value,
         decoder=decoder.value,
-        parts=out / ".parts",
+        parts=out,
     )
     neurons.save(out)
     if plot:
@@ -117,7 +118,7 @@ def find_neurons(
             f"{row['layer']}.{row['neuron']}",
             row["side"],
             row["rank"],
-            token(row["token"]),
+            shown(row["token"]),
             f"{row['score']:.1f}",
             f"{row['probability']:.2e}",
         )
@@ -131,7 +132,7 @@ def find_neurons(
 
 def _print_neurons(title: str, neurons: "pd.DataFrame") -> None:
     rows = [
-        (f"{row.layer}.{row.neuron}", row.side, f"{row.score:.1f}", row.shared_by, token(row.token), row.tokens)
+        (f"{row.layer}.{row.neuron}", row.side, f"{row.score:.1f}", row.shared_by, shown(row.token), row.tokens)
         for row in neurons.itertuples()
     ]
     table(f"\n{title}", ["neuron", "side", "score", "shared by", "word", "top tokens"], rows, left=["word", "top tokens"])

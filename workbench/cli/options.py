@@ -18,8 +18,6 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, a
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.", file_okay=True)]
 Layers = Annotated[str | None, typer.Option(help="7, -1, 4:8 (half-open) or 0,5,10:12; all, if not given.")]
 
-DEFAULT_MODEL = "smollm2-135m-instruct"
-
 
 class SideOption(StrEnum):
     """Sides of a neuron, for the command line."""
@@ -65,9 +63,5 @@ def load_model(name: str, revision: str | None, device: str | None, dtype: str |
 
     if dtype not in (None, "float32", "bfloat16", "float16"):
         raise WorkbenchError(f"--dtype {dtype!r} is not known. Use float32, bfloat16 or float16.")
-    if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
-        raise WorkbenchError(
-            f"--device {device} was asked for, but torch {torch.__version__} sees no CUDA device here. Use cpu."
-        )
     chosen = None if dtype is None else getattr(torch, dtype)
     return workbench.load(name, revision=revision, device=device, dtype=chosen, check=check)

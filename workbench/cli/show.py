@@ -8,8 +8,6 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from workbench.tokens import shown
-
 
 def emit_json(value: Any) -> None:
     """One JSON object, strict: NaN and infinity become null."""
@@ -50,11 +48,6 @@ def _cut(text: str, room: int) -> str:
     while _width(text) > room:
         text = text[: room - (_width(text) - len(text)) - 1].rstrip() + "…"
     return text
-
-
-def token(text: str) -> str:
-    """A token as tables show it."""
-    return shown(text)
 
 
 def _strict(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import TYPE_CHECKING
 
 from workbench.tokens import shown
@@ -25,9 +26,10 @@ def plot_neuron_map(neurons: NeuronMap) -> go.Figure:
     sides = neurons.settings["sides"]
     figure = make_subplots(
         rows=2, cols=1, shared_xaxes=True, row_heights=[0.72, 0.28], vertical_spacing=0.06,
-        subplot_titles=["the best word of each neuron", "share of a layer's neurons above the 99 % of random directions"],
+        subplot_titles=[f"the best word of a neuron (the best {POINTS:,} neurons of each side are drawn)",
+                        "share of a layer's neurons above 99 % of random directions"],
     )  # fmt: skip
-    summary = neurons.summary().set_index("side")
+    summary, shares = neurons.summary().set_index("side"), neurons.shares()
     for i, side in enumerate(sides):
         own = neurons.best(side=side)
         threshold = summary.loc[side, "threshold"]
@@ -36,22 +38,23 @@ def plot_neuron_map(neurons: NeuronMap) -> go.Figure:
         named = named[named["score"] > threshold + CLEARLY]
         labelled = set(named[["layer", "neuron"]].itertuples(index=False, name=None))
         words = [
-            shown(token).strip("·") if (layer, neuron) in labelled else ""
+            escape(shown(token).strip("·")) if (layer, neuron) in labelled else ""
             for layer, neuron, token in drawn[["layer", "neuron", "token"]].itertuples(index=False, name=None)
         ]
         offset = (i - (len(sides) - 1) / 2) * 0.28
         figure.add_scatter(
             x=drawn["layer"] + offset, y=drawn["score"], text=words,
-            customdata=drawn[["layer", "neuron"]].assign(tokens=neurons.top_tokens_of(drawn)),
+            customdata=drawn[["layer", "neuron"]].assign(tokens=[escape(t) for t in neurons.top_tokens_of(drawn)]),
             mode="markers+text", textposition="middle right", textfont={"size": 9, "color": COLOURS[side]},
             marker={"size": 4, "opacity": 0.55, "color": COLOURS[side]}, name=side, legendgroup=side,
             hovertemplate=f"<b>{side} %{{customdata[0]}}.%{{customdata[1]}}</b> score %{{y:.1f}}<br>%{{customdata[2]}}"
             "<extra></extra>",
             row=1, col=1,
         )  # fmt: skip
-        share = own.assign(above=own["score"] > threshold).groupby("layer")["above"].mean()
+        share = shares[shares["side"] == side]
         figure.add_scatter(
-            x=share.index, y=share, mode="lines+markers", line={"color": COLOURS[side]}, marker={"size": 5}, name=side,
+            x=share["layer"], y=share["above_fraction"], mode="lines+markers", line={"color": COLOURS[side]},
+            marker={"size": 5}, name=side,
             legendgroup=side, showlegend=False, hovertemplate=side + " layer %{x}: %{y:.1%}<extra></extra>", row=2, col=1,
         )  # fmt: skip
     figure.add_hline(
