@@ -18,12 +18,12 @@ from workbench.softmax import RunningSoftmax
 
 Decoder = Literal["none", "gain", "norm"]
 
-TILE = 4096
-"""Tokens a matrix product. Its logits are still in cache when the passes over them read them."""
-HEIGHT = {"cpu": 1024, "cuda": 16384}
+TILE = 8192
+"""Tokens a matrix product. Narrower tiles cost more in calls than their logits' place in cache gains."""
+HEIGHT = {"cpu": 768, "cuda": 16384}
 """Rows a block. Measured on two CPU cores: 512 rows cost 10 % more, as the matrix product re-reads `W_U` more often."""
 MEMORY = {"cpu": 192 << 20, "cuda": 2 << 30}
-"""Default bytes of logits in flight; on a CPU, all 49,152 of a block of SmolLM2."""
+"""Default bytes of logits in flight; on a CPU that is more than all 49,152 logits of a block of SmolLM2."""
 
 
 @dataclass(frozen=True)

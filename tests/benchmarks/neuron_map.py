@@ -99,11 +99,8 @@ def main() -> None:
         }
         for name, times in seconds.items()
     ]
-    settings = vars(options) | {
-        "neurons": d_mlp * layers,
-        "weights": "random" if model is None else DEFAULT,
-        "torch": torch.__version__,
-    }
+    settings = vars(options) | {"neurons": d_mlp * layers, "weights": "random" if model is None else DEFAULT}
+    settings["torch"] = torch.__version__
     print(json.dumps({"benchmark": "neuron map, up side", "settings": settings, "table": table}, indent=2))
 
 
