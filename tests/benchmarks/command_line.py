@@ -84,9 +84,7 @@ def write_map(folder: Path) -> None:
     )
     null = pd.DataFrame({"side": ["up"], "score": [0.0]})
     settings = {"n_layers": LAYERS, "layers": list(range(LAYERS)), "sides": ["up"]}
-    neuron_folder.write(
-        folder, table, table.head(10), null, list(words), {"n_layers": LAYERS, "layers": list(range(LAYERS)), "sides": ["up"]}
-    )
+    neuron_folder.write(folder, table, table.head(10), null, list(words), settings)
 
 
 if __name__ == "__main__":
