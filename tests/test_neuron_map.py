@@ -315,6 +315,10 @@ def test_the_picture_shows_the_numbers_of_the_map(llama):
     points = {trace.name: trace for trace in figure.data if trace.mode == "markers+text"}
     assert set(points) == {"up", "gate", "down"}
     np.testing.assert_allclose(sorted(points["gate"].y), sorted(neurons.best(side="gate")["score"]))
+    # `<unused 299>` would be taken for a tag and vanish.
+    hovers = [hover for trace in points.values() for *_, hover in trace.customdata]
+    assert any("&lt;unused" in hover for hover in hovers)
+    assert not any("<" in text for text in [*hovers, *(word for trace in points.values() for word in trace.text)])
     shares = {trace.name: trace for trace in figure.data if trace.mode == "lines+markers"}
     expected = neurons.summary().set_index("side")["above_fraction"]
     assert np.mean(shares["down"].y) == pytest.approx(expected["down"])  # layers are of one size

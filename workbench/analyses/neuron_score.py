@@ -20,7 +20,7 @@ NULL_ROWS = 2000
 
 
 class Population:
-    """The neurons of one side, scaled to unit norm: their moments, and what logits those imply for every token."""
+    """The neurons of one side: what logits they give every token when scaled to unit norm, and the moments of their rows."""
 
     def __init__(self, vocabulary: Vocabulary, decoder: Decoder, rows: Callable[[int], Tensor], layers: Sequence[int]):
         self.vocabulary = vocabulary
@@ -39,9 +39,9 @@ class Population:
             raw_products += (raw.T @ raw).double()
         mean = total / count
         covariance = products / count - torch.outer(mean, mean)
-        # float32 is good to 1e-6 of a standard deviation here, and five times as fast.
         self.row_mean = raw_total / count
         self.row_covariance = raw_products / count - torch.outer(self.row_mean, self.row_mean)
+        # float32 is good to 1e-6 of a standard deviation here, and faster than float64.
         self.token_mean, self.token_deviation = self.vocabulary.logit_moments(mean.float(), covariance.float())
 
     def unit(self, rows: Tensor) -> Float[Tensor, "rows d_model"]:
