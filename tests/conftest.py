@@ -5,6 +5,7 @@ gain or a dropped bias would pass unseen.
 """
 
 import os
+from functools import cache
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for the network; must be set before huggingface_hub is imported
 
@@ -24,14 +25,19 @@ def family(request) -> str:
 
 @pytest.fixture
 def tiny(family: str) -> wb.LanguageModel:
-    """A tiny random model of the family."""
+    """A tiny random model of the family, the same for all tests. Do not change its weights."""
+    return _unchanged(family)
+
+
+@cache
+def _unchanged(family: str) -> wb.LanguageModel:
     return tiny_model(family)
 
 
 @pytest.fixture(scope="session")
 def llama() -> wb.LanguageModel:
     """One tiny model, for tests that the family does not matter to. Do not change its weights."""
-    return tiny_model("llama")
+    return _unchanged("llama")
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +49,7 @@ def smollm() -> wb.LanguageModel:
 
 
 def tiny_model(family: str, **load_options) -> wb.LanguageModel:
+    """A fresh one, whose weights may be changed."""
     return wb.load(tiny_hf(family), tokenizer=tiny_tokenizer(), **load_options)
 
 

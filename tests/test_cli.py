@@ -1,4 +1,5 @@
-"""The command line as a user types it: whole processes, exit codes, one line for a mistake."""
+"""The command line as a user types it: output, exit codes, one line for a mistake. Most verbs run in this process, as
+importing torch anew for each would take minutes; help, caches, laziness and Ctrl-C are tried on whole processes."""
 
 import json
 import os
@@ -11,12 +12,22 @@ import time
 
 import pytest
 from families import tiny_hf, tiny_tokenizer
+from typer.testing import CliRunner
+
+from workbench.cli import app
 
 COMMAND = [sys.executable, "-c", "from workbench.cli import main; main()"]
 
 
-def workbench(*arguments, **options):
+def process(*arguments, **options):
     return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options)
+
+
+def workbench(*arguments):
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +56,7 @@ def one_line(done, code, text):
 
 
 def test_help_names_every_verb():
-    done = workbench("--help")
+    done = process("--help")
     assert done.returncode == 0
     for verb in ("models", "pull", "verify", "map-neurons", "find-neurons"):
         assert verb in done.stdout
@@ -100,9 +111,34 @@ def test_verify(model):
     done = workbench("verify", "--model", model)
     assert done.returncode == 0
     assert "all identities hold" in done.stdout
-    answer = json.loads(workbench("verify", "--model", model, "--json").stdout)
+    answer = json.loads(workbench("verify", "--model", model, "--json", "--dtype", "bfloat16").stdout)
     assert answer["passed"] is True
-    assert {"identity", "layer", "error", "tolerance", "passed"} == set(answer["checks"][0])
+    assert answer["settings"]["dtype"] == "bfloat16"
+    assert {"identity", "layer", "error", "tolerance", "verdict", "why"} == set(answer["checks"][0])
+
+
+def test_verify_saves_and_shows_every_layer(model, tmp_path):
+    done = workbench("verify", "--model", model, "--every-layer", "--save", tmp_path / "v.json")
+    saved = json.loads((tmp_path / "v.json").read_text())
+    assert len([line for line in done.stdout.splitlines() if line.endswith(" ok")]) == len(saved["checks"])
+    refused = workbench("verify", "--model", model, "--save", tmp_path / "no" / "v.json")
+    assert refused.returncode == 2
+    assert "could not be written" in refused.stderr
+
+
+def test_sites(model):
+    shown = workbench("sites", "--model", model).stdout
+    assert "input of model.layers.{l}.mlp.down_proj" in shown
+    assert "this layer has no experts to choose from" in shown
+    answer = json.loads(workbench("sites", "--model", model, "--json").stdout)
+    found = {site["site"]: site for site in answer["sites"]}
+    assert found["resid_mid"]["writable"] is False
+    assert found["mlp_post"]["transformer_lens"] == "blocks.{l}.mlp.hook_post"
+
+
+def test_families():
+    assert json.loads(workbench("families", "--json").stdout)["families"][0]["family"] == "bloom"
+    assert workbench("families", "--markdown").stdout.startswith("| family | blocks |")
 
 
 def test_models_json(smollm):
@@ -116,11 +152,11 @@ def test_models_lists_hugging_faces_cache(model, tmp_path):
     (repo / "snapshots" / "abc" / "README.md").write_text("---\nlicense: mit\n---\n")
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text("abc")
-    listed = json.loads(workbench("models", "--json", env=os.environ | {"HF_HUB_CACHE": str(tmp_path)}).stdout)["models"]
+    listed = json.loads(process("models", "--json", env=os.environ | {"HF_HUB_CACHE": str(tmp_path)}).stdout)["models"]
     found = next(entry for entry in listed if entry["name"] == "some/llama")
     assert (found["kind"], found["state"], found["licence"]) == ("cached", "ready", "mit")
-    done = workbench("verify", "--model", "some/llama", env=os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"})
-    assert "some/llama: all identities hold" in done.stdout
+    done = process("verify", "--model", "some/llama", env=os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"})
+    assert done.stdout.startswith("some/llama (llama, float32 on cpu): all identities hold")
 
 
 def test_pull_when_it_is_there(smollm):
@@ -157,7 +193,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, text, model, mapped, t
     (tmp_path / "file").touch()
     places = {"MODEL": model, "OUT": tmp_path, "MAP": mapped[0]}
     arguments = [str(places.get(a, a)).replace("OUT/", f"{tmp_path}/") for a in arguments]
-    one_line(workbench(*arguments, env=os.environ | {"HF_HUB_OFFLINE": "1"}), 2, text)
+    one_line(workbench(*arguments), 2, text)
 
 
 def test_a_wrong_option_is_exit_code_2():

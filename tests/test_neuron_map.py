@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import tiny_model
+from families import LAYERS
 
 import workbench as wb
 from workbench.analyses import neuron_folder
@@ -19,37 +20,65 @@ from workbench.analyses.neuron_map import NULL_QUANTILE, SIDES, neuron_rows
 from workbench.errors import BadArtifact, CannotWrite, LayerOutOfRange, MissingWeight, UnknownOption, UnknownToken
 
 
-def plant(model, side, layer, neuron, token, alpha):
+def plant(model, side, layer, neuron, token, alpha, expert=None):
     """Set a neuron's row to a multiple of an unembedding column, in Hugging Face's own weight."""
     name = {"up": "W_in", "gate": "W_gate", "down": "W_out"}[side]
     row = alpha * model.vocabulary.direction(token)
-    weight = model.weight(name, layer)
+    weight = model.weight(name, layer, expert=expert)
     with torch.no_grad():
         (weight[neuron] if side == "down" else weight[:, neuron]).copy_(row)
     return row
 
 
-def sides_of(model):
-    return [side for side in SIDES if side != "gate" or model.row.is_gated]
+def parts_of(model):
+    """Parts that can be mapped, each with its layers, sides and the expert that it means."""
+    blocks = [model.row.block(layer) for layer in range(LAYERS)]
+    dense = [layer for layer, block in enumerate(blocks) if block.up is not None]
+    sparse = [layer for layer, block in enumerate(blocks) if block.experts is not None]
+    if dense:
+        yield "mlp", dense, [side for side in SIDES if side != "gate" or blocks[dense[0]].is_gated], None
+    if sparse:
+        yield "experts.1", sparse, list(SIDES), 1
+        if blocks[sparse[0]].experts.shared is not None:
+            yield "experts.shared", sparse, list(SIDES), "shared"
 
 
-def test_a_planted_neuron_speaks_for_its_token(tiny):
+def test_a_planted_neuron_speaks_for_its_token(family):
     """Its top token is the planted one, with the closed-form probability; the opposite neuron's bottom token is."""
-    lengths = tiny.vocabulary.W_U.norm(dim=0)
+    model = tiny_model(family)
+    lengths = model.vocabulary.W_U.norm(dim=0)
     token = int(lengths.argmax())  # the longest column: no other token can have a larger product with it
-    planted = {}
-    for i, side in enumerate(sides_of(tiny)):
-        planted[side] = (plant(tiny, side, i, 5, token, 0.3).clone(), plant(tiny, side, i, 6, token, -0.3))
-    neurons = wb.map_neurons(tiny, side="all", k=3, progress=False)
-    for layer, side in enumerate(sides_of(tiny)):
-        of_layer = f"side == '{side}' and layer == {layer} and rank == 0"
-        at = neurons.table.query(f"{of_layer} and neuron == 5").iloc[0]
-        assert at["token_id"] == token
-        z = planted[side][0].double() @ tiny.vocabulary.W_U.double()
-        assert at["probability"] == pytest.approx(float(z.softmax(0)[token]), rel=1e-5)
-        below = neurons.bottom.query(f"{of_layer} and neuron == 6").iloc[0]
-        assert below["token_id"] == token
-        assert below["probability"] == pytest.approx(float((-z).softmax(0)[token]), rel=1e-5)
+    for part, layers, sides, expert in parts_of(model):
+        planted = {}
+        for i, side in enumerate(sides):
+            layer = layers[i % len(layers)]
+            row = plant(model, side, layer, 5, token, 0.3, expert).clone()
+            planted[side] = (layer, row, plant(model, side, layer, 6, token, -0.3, expert))
+        neurons = wb.map_neurons(model, side="all", layers=",".join(map(str, layers)), part=part, k=3, progress=False)
+        assert neurons.settings["part"] == part
+        for side, (layer, row, _) in planted.items():
+            of_layer = f"side == '{side}' and layer == {layer} and rank == 0"
+            at = neurons.table.query(f"{of_layer} and neuron == 5").iloc[0]
+            assert at["token_id"] == token
+            z = row.double() @ model.vocabulary.W_U.double()
+            assert at["probability"] == pytest.approx(float(z.softmax(0)[token]), rel=1e-5)
+            below = neurons.bottom.query(f"{of_layer} and neuron == 6").iloc[0]
+            assert below["token_id"] == token
+            assert below["probability"] == pytest.approx(float((-z).softmax(0)[token]), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({}, r"part='mlp' .* in layer 1, 2 of .*: it is a mixture of 4 experts, .*: layers='0'"),
+        ({"part": "experts.0"}, r"part='experts.0' .* layer 0 of .*: it is no mixture of experts. .*: layers='1,2'"),
+        ({"part": "experts.4", "layers": "1"}, r"has no expert 4: they go from 0 to 3, or 'shared'"),
+        ({"part": "expert"}, r"part='expert' is not known. Use 'mlp', 'experts.0'"),
+    ],
+)
+def test_a_part_that_a_layer_lacks_is_refused(options, text):
+    with pytest.raises((MissingWeight, UnknownOption), match=text):
+        wb.map_neurons(tiny_model("qwen2_moe"), **options)
 
 
 @pytest.mark.parametrize(("reading", "decoder"), [("raw", "none"), ("gain", "none"), ("raw", "gain"), ("raw", "norm")])
@@ -350,7 +379,7 @@ def test_gains_in_bfloat16_do_not_reorder_tokens(family, reading, decoder):
     neurons = wb.map_neurons(model, side="up", k=5, reading=reading, decoder=decoder, progress=False)
     offset = model.row.norm_gain_offset
     blocks = model.hf.model.layers
-    norms = [getattr(block, model.row.ln2).weight.double() + offset for block in blocks]
+    norms = [getattr(block, model.row.block(0).ln2).weight.double() + offset for block in blocks]
     rows = torch.cat([block.mlp.up_proj.weight.double() * norm for block, norm in zip(blocks, norms, strict=True)])
     if decoder == "gain":
         rows = rows * (model.hf.model.norm.weight.double() + offset)

@@ -3,13 +3,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.errors import LayerOutOfRange, UnknownSite
-from workbench.sites import MEANINGS, WITHOUT_LAYER, Site, parse_layers, parse_sites
+from workbench.sites import SITES, WITHOUT_LAYER, Site, parse_layers, parse_sites
 
 
-@given(name=st.sampled_from(sorted(MEANINGS)), layer=st.integers(0, 29))
+@given(name=st.sampled_from(sorted(SITES)), layer=st.integers(0, 29))
 def test_a_printed_site_parses_to_itself(name, layer):
     site = Site(name) if name in WITHOUT_LAYER else Site(name, layer)
     assert Site.parse(str(site), 30) == site
+    for elsewhere in (site.transformer_lens, site.nnterp):
+        assert elsewhere is None or Site.parse(elsewhere, 30) == site
 
 
 @pytest.mark.parametrize(
@@ -25,6 +27,9 @@ def test_a_printed_site_parses_to_itself(name, layer):
         ("ln_final.hook_normalized", [Site("ln_final")]),
         ("layers_output[-2]", [Site("resid_post", 6)]),
         ("layers_input[0]", [Site("resid_pre", 0)]),
+        ("token_embeddings", [Site("embed")]),
+        ("blocks.3.attn.hook_rot_k", [Site("k_rot", 3)]),
+        ("attention_probabilities[1]", [Site("pattern", 1)]),
     ],
 )
 def test_spellings(text, sites):

@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from workbench.analyses.neuron_map import map_neurons as map_neurons
     from workbench.errors import WorkbenchError as WorkbenchError
     from workbench.loading import load as load
-    from workbench.loading import models as models
     from workbench.model import LanguageModel as LanguageModel
+    from workbench.model_files import models as models
     from workbench.sites import Site as Site
     from workbench.tracer import capture as capture
     from workbench.vocabulary import Vocabulary as Vocabulary
@@ -23,7 +23,7 @@ _HOMES = {
     "capture": "workbench.tracer",
     "load": "workbench.loading",
     "map_neurons": "workbench.analyses.neuron_map",
-    "models": "workbench.loading",
+    "models": "workbench.model_files",
 }
 """Public names and where they live. They are resolved when first used (PEP 562): importing torch takes a second."""
 

@@ -18,15 +18,23 @@ class BrokenModel(WorkbenchError):
 
 
 class UnknownArchitecture(WorkbenchError):
-    """The model's family has no row in `workbench.architectures`."""
+    """The model's family has no row in `workbench.architectures`, and none could be guessed that passes the self-check."""
 
 
 class UnknownSite(WorkbenchError):
     """No such site exists, or this model's family does not have it."""
 
 
+class ReadOnlySite(WorkbenchError):
+    """A site that can be read, but where writing would not reach the model."""
+
+
 class MissingWeight(WorkbenchError):
     """The model's family has no such weight matrix."""
+
+
+class UnreadableWeight(MissingWeight):
+    """The weight exists, but is quantised, not loaded, or not all that its module multiplies by."""
 
 
 class LayerOutOfRange(WorkbenchError):

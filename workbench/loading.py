@@ -1,32 +1,25 @@
 """From a name, a folder or a live model to a `LanguageModel` that was checked."""
 
-import json
 import logging
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
 import torch
 
-from workbench.architectures import ROWS, architecture_of, missing_modules, unknown_architecture
 from workbench.artifacts import read_json
-from workbench.embedded import DEFAULT, EMBEDDED, pull
-from workbench.errors import BadArtifact, BrokenModel, UnknownArchitecture, UnknownModel, UnknownOption
+from workbench.embedded import DEFAULT
+from workbench.errors import BrokenModel, UnknownArchitecture, UnknownModel, UnknownOption
 from workbench.model import LanguageModel
+from workbench.model_files import check_weights, find, revision_of, weight_bytes
+from workbench.recognition import recognised, refuse_encoder_decoder
 from workbench.verification import verify_briefly
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger("workbench")
-
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
-"""What a model needs of a hub repository: never pickled weights, never code."""
-SECOND_COPIES = ["original/*", "consolidated*"]
-"""Weights that some repositories hold once more in another format."""
 
 QUIET_BELOW = 4 << 30
 """Bytes of weights under which a loading bar would only flicker."""
@@ -38,254 +31,122 @@ def load(
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
+    device_map: str | dict[str, Any] | None = None,
     revision: str | None = None,
     check: bool = True,
 ) -> LanguageModel:
     """Load a model and check that it is what its names say.
+
+    A vision-language model is taken through its text decoder. A live model may carry adapters of the peft library: they
+    are captured as they are, and their weights can be read once they are merged. A family without a row is guessed from
+    the module tree, and taken only if the whole self-check passes.
 
     Args:
         model: The embedded model's name (pulled on first use), a local folder, a Hugging Face id (from its cache, else
             downloaded), or a live model, which needs its tokenizer.
         dtype: Of the weights; as stored, if not given.
         device: Where to put the weights; as they are (the CPU), if not given.
+        device_map: How accelerate spreads the weights over devices, as `from_pretrained` takes it; instead of `device`.
         revision: Branch, tag or commit of a hub model.
         check: Run the short self-check (one small forward pass).
     Raises:
         UnknownModel, BrokenModel: if there is no such model, or its files cannot be used.
-        UnknownArchitecture: if its family has no row.
+        UnknownArchitecture: for an encoder-decoder, or a family without a row for which no guess holds.
         VerificationFailed: if the self-check fails.
     """
+    if device is not None and device_map is not None:
+        raise UnknownOption("device= and device_map= exclude each other: the map says where everything goes.")
     if isinstance(model, (str, Path)):
-        loaded = _from_folder(_find(str(model), revision), str(model), tokenizer, dtype)
+        folder = find(str(model), revision)
+        hf, tokenizer = _from_folder(folder, tokenizer, dtype, device_map)
+        name, revision, source = str(model), revision_of(folder), folder
     else:
         if tokenizer is None:
             raise UnknownModel("A live model was given without its tokenizer. Pass tokenizer=.")
-        name = getattr(model.config, "_name_or_path", "") or type(model).__name__
-        loaded = LanguageModel(model, tokenizer, architecture_of(_text_config(model)), name, "local")
+        if device_map is not None:
+            raise UnknownOption("device_map= is for models that are loaded from files; this one lies somewhere already.")
+        hf = _without_adapter_shell(model)
+        name, revision, source = getattr(hf.config, "_name_or_path", "") or type(hf).__name__, "local", None
         if dtype is not None:
-            model.to(dtype)  # pyright: ignore[reportArgumentType]
-    if missing := missing_modules(loaded.row, loaded.hf):
-        raise UnknownArchitecture(
-            f"{loaded.name!r} ({type(loaded.hf).__name__}) lacks {', '.join(missing[:4])}, where its family "
-            f"{loaded.row.model_type!r} keeps its parts. Load the causal language model itself, without wrapper, with its head."
-        )
+            hf.to(dtype)  # pyright: ignore[reportArgumentType]
     if device is not None:
-        _move(loaded, device)
-    loaded.hf.eval()
+        _move(hf, device)
+    hf.eval()
+    loaded = recognised(hf, tokenizer, name, revision, source)
+    if loaded.adapters:
+        log.warning(
+            "%s carries adapters that are not merged (%s): what is captured includes them, weights under them cannot be read.",
+            name, ", ".join(loaded.adapters),
+        )  # fmt: skip
     if check:
         verify_briefly(loaded).require()
     return loaded
 
 
-@dataclass(frozen=True)
-class Listing:
-    """A model that can be named: one line of `workbench models`."""
+def _without_adapter_shell(model: Any) -> "PreTrainedModel":
+    """The Hugging Face model inside a PeftModel: its linear layers carry the adapters.
 
-    name: str
-    kind: str
-    """`embedded` or `cached` (by Hugging Face)."""
-    state: str
-    """`ready`, `not pulled`, or why it cannot be loaded."""
-    bytes: int
-    licence: str
-
-
-def models() -> list[Listing]:
-    """The embedded models and those in Hugging Face's cache."""
-    found = []
-    for embedded in EMBEDDED.values():
-        state = "ready" if embedded.is_pulled else "not pulled"
-        size = _weight_bytes(embedded.folder) if embedded.is_pulled else embedded.bytes
-        found.append(Listing(embedded.name, "embedded", state, size, embedded.licence))
-    return found + [_listing(name, folder) for name, folder in sorted(_cached().items())]
-
-
-def _find(name: str, revision: str | None) -> Path:
-    """The folder that a name means."""
-    folder = Path(name).expanduser()
-    if revision is not None and (name in EMBEDDED or folder.is_dir()):
-        raise UnknownModel(f"revision={revision!r} was asked for, but {name!r} is no hub model: it has one revision.")
-    if name in EMBEDDED:
-        if not EMBEDDED[name].is_pulled:
-            log.warning("%s is not here yet: pulling it (%.0f MB, once).", name, EMBEDDED[name].bytes / 1e6)
-        return pull(name)
-    if folder.is_dir():
-        return folder
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UnknownModel(f"Folder {name!r} does not exist. {_known()}")
-    return _from_hub(name, revision)
-
-
-def _from_hub(name: str, revision: str | None) -> Path:
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        folder = _snapshot(name, revision, local_files_only=True)
-        check_weights(folder)
-        return folder
-    except HFValidationError:
-        raise UnknownModel(f"{name!r} is no model name. {_known()}") from None
-    except (LocalEntryNotFoundError, BrokenModel):
-        log.warning("%s is not in the cache, or not whole: asking the hub for it.", name)
-    try:
-        return _snapshot(name, revision, local_files_only=False)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UnknownModel(
-            f"Model {name!r} is not embedded, is no folder, is not cached, and could not be had from the hub ({reason}). "
-            f"{_known()}"
-        ) from None
-
-
-def _snapshot(name: str, revision: str | None, *, local_files_only: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
-    return Path(
-        snapshot_download(
-            name,
-            revision=revision,
-            allow_patterns=HUB_FILES,
-            ignore_patterns=SECOND_COPIES,
-            local_files_only=local_files_only,
+    Raises:
+        UnknownArchitecture: for adapters that are no part of the layers (prompt tuning and its kin).
+    """
+    if not hasattr(model, "get_base_model"):
+        return model
+    if getattr(model.active_peft_config, "is_prompt_learning", False):
+        raise UnknownArchitecture(
+            f"The adapter {model.active_adapter!r} adds virtual tokens before every text, so positions would not be those of "
+            "the text. Load the base model, or an adapter of the weights (LoRA and its kin)."
         )
-    )
-
-
-def _known() -> str:
-    cached = ", ".join(_cached()) or "none"
-    return f"Embedded: {', '.join(EMBEDDED)}; cached: {cached}. Name one of these or a folder (see `workbench models`)."
+    return model.get_base_model()
 
 
 def _from_folder(
-    folder: Path, name: str, tokenizer: "PreTrainedTokenizerBase | None", dtype: torch.dtype | None
-) -> LanguageModel:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    folder: Path,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    dtype: torch.dtype | None,
+    device_map: str | dict[str, Any] | None,
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, __version__
 
     check_weights(folder)
-    if (family := _family(folder)) not in ROWS:
-        raise unknown_architecture(family)
+    if (family := read_json(folder / "config.json").get("model_type")) not in CONFIG_MAPPING:
+        raise UnknownArchitecture(
+            f"Transformers {__version__} does not know the family {family!r} of {str(folder)!r}. Update transformers; or, if "
+            "the model brings code of its own, load it yourself (trust_remote_code=True) and pass the live model."
+        )
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        row = architecture_of(config.get_text_config(decoder=True))
-        with _loading_bar(_weight_bytes(folder) > QUIET_BELOW):
-            hf = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype or "auto", use_safetensors=True, trust_remote_code=False
+        refuse_encoder_decoder(config)
+        with _loading_bar(weight_bytes(folder) > QUIET_BELOW):
+            hf = _auto_class(config).from_pretrained(
+                folder, dtype=dtype or "auto", device_map=device_map, use_safetensors=True, trust_remote_code=False
             )
-        if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except UnknownArchitecture:
         raise
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BrokenModel(f"{str(folder)!r} could not be loaded: {reason} Fetch it again, or mend the file named.") from None
     assert tokenizer is not None
-    return LanguageModel(hf, tokenizer, row, name, _revision(folder), folder)
+    return hf, tokenizer
 
 
-def check_weights(folder: Path) -> None:
-    """Look at the weight files of a folder without loading them.
+def _auto_class(config: Any) -> Any:
+    """The class that loads this config with a language model's head: a vision-language model may have its own."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    Raises:
-        BrokenModel: if there is no config, no safetensors file, a shard is missing, or a file is shorter than its header says.
-    """
-    if not (folder / "config.json").exists():
-        raise BrokenModel(f"Folder {str(folder)!r} holds no config.json: it is no Hugging Face model folder.")
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        files = sorted({folder / name for name in read_json(index)["weight_map"].values()})
-    else:
-        files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        pickled = sorted(path.name for path in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
-        advice = (
-            f"{', '.join(pickled)} is pickled, which can run code when it is read. Convert it with save_pretrained in an "
-            "environment that you can afford to lose."
-            if pickled
-            else "Was the download cut short, or does the repository hold pickled weights alone?"
-        )
-        raise BrokenModel(f"Folder {str(folder)!r} holds no *.safetensors weights. {advice}")
-    for file in files:
-        if not file.exists():
-            raise BrokenModel(f"{str(folder)!r} lacks {file.name}, which its index names. Fetch the model again.")
-        if (promised := _promised_bytes(file)) != file.stat().st_size:
-            raise BrokenModel(
-                f"{str(file)!r} has {file.stat().st_size:,} bytes where its header promises {promised:,}: it is truncated "
-                "or damaged. Fetch it again."
-            )
+    if type(config) in AutoModelForCausalLM._model_mapping or type(config) not in AutoModelForImageTextToText._model_mapping:
+        return AutoModelForCausalLM
+    return AutoModelForImageTextToText
 
 
-def _promised_bytes(file: Path) -> int:
-    """Length of a safetensors file by its own header: 8 bytes, the header, the tensors."""
-    with file.open("rb") as stream:
-        try:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(min(length, file.stat().st_size)))
-            return (
-                8
-                + length
-                + max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
-            )
-        except (struct.error, ValueError, KeyError, TypeError, AttributeError):
-            raise BrokenModel(f"{str(file)!r} has no readable safetensors header. Fetch it again.") from None
-
-
-def _revision(folder: Path) -> str:
-    if (own := folder / "workbench.json").exists():
-        return read_json(own)["revision"]
-    return folder.name if folder.parent.name == "snapshots" else "local"
-
-
-def _cached() -> dict[str, Path]:
-    """Models in Hugging Face's cache: id and newest snapshot."""
-    from huggingface_hub import scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
-
+def _move(hf: "PreTrainedModel", device: str | torch.device) -> None:
     try:
-        repos = [repo for repo in scan_cache_dir().repos if repo.repo_type == "model" and repo.revisions]
-    except CacheNotFound:
-        return {}
-    return {repo.repo_id: max(repo.revisions, key=lambda revision: revision.last_modified).snapshot_path for repo in repos}
-
-
-def _listing(name: str, folder: Path) -> Listing:
-    state = "ready"
-    try:
-        check_weights(folder)
-        if (family := _family(folder)) not in ROWS:
-            state = f"family {family!r} has no row"
-    except (BrokenModel, BadArtifact) as error:
-        state = str(error)
-    return Listing(name, "cached", state, _weight_bytes(folder), _card_licence(folder))
-
-
-def _card_licence(folder: Path) -> str:
-    card = folder / "README.md"
-    lines = card.read_text(encoding="utf-8", errors="replace").splitlines() if card.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("license:")), "see its card")
-
-
-def _weight_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-
-
-def _family(folder: Path) -> str | None:
-    """The model type of a folder's language model, read without asking transformers, which may not know it."""
-    config = read_json(folder / "config.json")
-    return config.get("text_config", config).get("model_type", config.get("model_type"))
-
-
-def _move(model: LanguageModel, device: str | torch.device) -> None:
-    try:
-        model.hf.to(device)  # pyright: ignore[reportArgumentType]
+        hf.to(device)  # pyright: ignore[reportArgumentType]
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UnknownOption(
             f"device={str(device)!r} cannot be used here: {reason} Use cpu, or a device that torch sees."
         ) from None
-
-
-def _text_config(model: "PreTrainedModel") -> Any:
-    return model.config.get_text_config(decoder=True)
 
 
 @contextmanager

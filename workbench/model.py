@@ -6,13 +6,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from workbench.architectures import Architecture, Heads, Tap, linear_weight, norm_gain, tap
+from workbench.architectures.cuts import Heads
+from workbench.architectures.families import heads_of
+from workbench.architectures.row import Architecture, Block
+from workbench.architectures.taps import Tap, tap
+from workbench.architectures.weights import (
+    Expert,
+    d_in,
+    linear_weight,
+    n_experts,
+    norm_gain,
+    parameter,
+    routed_expert,
+    shared_expert,
+)
 from workbench.errors import LayerOutOfRange, MissingWeight, WorkbenchError, require_one_of
 from workbench.sites import Site
 from workbench.tokens import token_strings
@@ -26,7 +39,7 @@ if TYPE_CHECKING:
 WEIGHTS = (
     "W_E", "W_U", "b_U", "ln_final.w",
     "ln1.w", "W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O",
-    "ln2.w", "W_in", "W_gate", "W_out", "b_in", "b_gate", "b_out",
+    "ln2.w", "W_in", "W_gate", "W_out", "b_in", "b_gate", "b_out", "W_router", "b_router",
 )  # fmt: skip
 """Names that `LanguageModel.weight` knows; those of the first line take no layer."""
 
@@ -60,27 +73,34 @@ class LanguageModel:
 
     @cached_property
     def n_layers(self) -> int:
-        return len(self._sequence(self.row.layers))
+        return len(self._blocks)
 
     @cached_property
     def d_model(self) -> int:
-        return self.weight("W_U").shape[0]
+        return self._config.hidden_size
 
     @cached_property
     def d_mlp(self) -> int:
-        return self.weight("W_out", 0).shape[0]
+        """Neurons of a block's MLP; of one expert, where every block is a mixture of experts."""
+        for layer in range(self.n_layers):
+            if (down := self.row.block(layer).down) is not None:
+                return d_in(self.block(layer).get_submodule(down.path))
+        return self.weight("W_out", 0, expert=0).shape[0]
 
     @cached_property
     def d_vocab(self) -> int:
         """Rows of the unembedding matrix; it may be padded beyond the tokenizer."""
-        return self.weight("W_U").shape[1]
+        head = self.module(self.row.head)
+        return int(getattr(head, "out_features", 0)) or self.weight("W_U").shape[1]
+
+    @cached_property
+    def n_experts(self) -> int:
+        """Routed experts of a block that has any; 0 if none has."""
+        return max(self._n_experts(layer) for layer in range(self.n_layers))
 
     @cached_property
     def heads(self) -> Heads:
-        config: Any = self.hf.config.get_text_config(decoder=True)
-        n_heads = config.num_attention_heads
-        d_head = getattr(config, "head_dim", None) or self.d_model // n_heads
-        return Heads(n_heads, getattr(config, "num_key_value_heads", None) or n_heads, d_head)
+        return self.row.heads or heads_of(self._config, self.d_model)
 
     @property
     def n_heads(self) -> int:
@@ -96,7 +116,17 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        return self.hf.device
+        """Where inputs go: of a model that is spread over several devices, the first one that computes."""
+        spread = getattr(self.hf, "hf_device_map", None)
+        if spread is None:
+            return self.hf.device
+        return torch.device(next((place for place in spread.values() if place not in ("cpu", "disk")), "cpu"))
+
+    @cached_property
+    def adapters(self) -> list[str]:
+        """Adapters of the peft library that are active and not merged into the weights."""
+        tuned = [m for m in self.hf.modules() if hasattr(m, "base_layer") and not getattr(m, "merged", False)]
+        return sorted({str(name) for module in tuned for name in getattr(module, "active_adapters", [])})
 
     @cached_property
     def is_tied(self) -> bool:
@@ -111,12 +141,12 @@ class LanguageModel:
     @property
     def vocabulary(self) -> Vocabulary:
         """The way from the residual stream to logits."""
-        gain = self.weight("ln_final.w")
+        gain, bias = self.optional_weight("ln_final.w"), self.optional_weight("b_U")
         return Vocabulary(
             W_U=self.weight("W_U").detach(),
-            b_U=None if (bias := self.optional_weight("b_U")) is None else bias.detach(),
-            gain=gain.detach(),
-            ln_final=self.module(self.row.ln_final),
+            b_U=None if bias is None else bias.detach(),
+            gain=None if gain is None else gain.detach(),
+            ln_final=self.module(self.row.path("ln_final")),
             logit_scale=self.row.logit_scale,
             softcap=self.row.softcap,
         )
@@ -133,29 +163,36 @@ class LanguageModel:
         """
         if not -self.n_layers <= layer < self.n_layers:
             raise LayerOutOfRange(f"Layer {layer} is not in {self.name!r}; layers go from 0 to {self.n_layers - 1}.")
-        return self._sequence(self.row.layers)[layer]
+        return self._blocks[layer]
+
+    def block_row(self, layer: int) -> Block:
+        """Where that block keeps its parts; negative layers count from the end."""
+        return self.row.block(layer % self.n_layers)
 
     def tap(self, site: Site) -> Tap:
         """Where a site is read from the modules."""
         return tap(self.row, site, self.heads)
 
-    def weight(self, name: str, layer: int | None = None) -> Tensor:
+    def weight(self, name: str, layer: int | None = None, *, expert: int | Literal["shared"] | None = None) -> Tensor:
         """A weight by its TransformerLens name, read left to right (`x @ W`), a view of Hugging Face's own tensor.
 
         Shapes: `W_E [d_vocab, d_model]`, `W_U [d_model, d_vocab]`, `W_Q W_K W_V [heads, d_model, d_head]`,
         `W_O [heads, d_head, d_model]`, `W_in W_gate [d_model, d_mlp]`, `W_out [d_mlp, d_model]`, biases like the outputs.
         `ln1.w`, `ln2.w` (the norm that feeds the MLP) and `ln_final.w` are effective gains `[d_model]`: `1 + weight` in Gemma.
+        In a mixture of experts `W_router [d_model, n_experts]`, and `W_in W_gate W_out` of one `expert`, or the `shared` one.
+        (Queries of several key groups in one matrix, and offloaded weights, are copies.)
 
         Raises:
-            MissingWeight: if the family or this model has no such weight, or it cannot be read.
+            MissingWeight: if the family or this model has no such weight.
+            UnreadableWeight: if it is quantised, not loaded, or stands under an adapter that is not merged.
             LayerOutOfRange: if the layer is not in the model.
         """
         if name not in WEIGHTS:
             raise MissingWeight(f"No weight is called {name!r}. Weights are {', '.join(WEIGHTS)}.")
-        found = self.optional_weight(name, layer)
+        found = self.optional_weight(name, layer, expert=expert)
         if found is None:
             where = self.name if layer is None else f"layer {layer} of {self.name}"
-            raise MissingWeight(f"{where} ({self.row.model_type}) has no {name}.{self._instead(name)}")
+            raise MissingWeight(f"{where} ({self.row.model_type}) has no {name}.{self._instead(name, layer)}")
         return found
 
     def tokenize(self, texts: str | Sequence[str], *, padding_side: str = "right") -> Batch:
@@ -203,7 +240,7 @@ class LanguageModel:
             "family": self.row.model_type,
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device.type,
-        }
+        } | ({"adapters": self.adapters} if self.adapters else {})
 
     @property
     def weights_hash(self) -> str:
@@ -212,56 +249,98 @@ class LanguageModel:
         A fingerprint, not a proof: it reads a few megabytes of a model of any size, and any training changes it.
         """
         digest = hashlib.sha256()
-        for name, parameter in sorted(self.hf.named_parameters()):
-            digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-            if not parameter.is_meta:
-                flat = parameter.detach().flatten()
+        for name, tensor in sorted(self.hf.named_parameters()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            if not tensor.is_meta:
+                flat = tensor.detach().flatten()
                 # Scattered by a multiplicative hash: an even stride would keep to a few columns of a matrix.
                 chosen = (torch.arange(min(1024, flat.numel())) * 2_654_435_761) % flat.numel()
                 sample = flat[chosen.to(flat.device)].cpu()
                 digest.update(sample.contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def optional_weight(self, name: str, layer: int | None = None) -> Tensor | None:
+    def optional_weight(
+        self, name: str, layer: int | None = None, *, expert: int | Literal["shared"] | None = None
+    ) -> Tensor | None:
         """As `weight`, but None where this model has none of that name: most biases."""
         row = self.row
         if name == "W_E":
-            return self.module(row.embed).get_parameter("weight")
+            return parameter(self.module(row.path("embed")), "weight")
         if name in ("W_U", "b_U"):
             return _read(self.module(row.head), name)
         if name == "ln_final.w":
-            return norm_gain(self.module(row.ln_final), row)
+            return norm_gain(self.module(row.path("ln_final")), row)
         if layer is None:
             raise LayerOutOfRange(f"Weight {name!r} belongs to a layer. Ask for weight({name!r}, layer).")
-        block = self.block(layer)
+        module, block = self.block(layer), self.block_row(layer)
+        if expert is not None:
+            return getattr(self.expert(layer, expert), name, None)
         if name in ("ln1.w", "ln2.w"):
-            path = row.ln1 if name == "ln1.w" else row.ln2
-            return None if path is None else norm_gain(block.get_submodule(path), row)
+            path = block.ln1 if name == "ln1.w" else block.ln2
+            return None if path is None else norm_gain(module.get_submodule(path), row)
+        if name in ("W_router", "b_router"):
+            return None if block.experts is None else _read(module.get_submodule(block.experts.router), name)
         part = {
-            "Q": row.q, "K": row.k, "V": row.v, "O": row.o, "in": row.up, "gate": row.gate, "out": row.down,
+            "Q": block.q, "K": block.k, "V": block.v, "O": block.o, "in": block.up, "gate": block.gate, "out": block.down,
         }[name[2:]]  # fmt: skip
-        if part is None:
+        if part is None or not part.reads_stream:
             return None
-        found = _read(block.get_submodule(part.path), name)
+        found = _read(module.get_submodule(part.path), name)
         if found is None:
             return None
         if name == "W_O":
-            return found.unflatten(0, (self.n_heads, self.d_head))
-        if part.take is not None:
-            found = part.take(found, self.heads)
+            return found.unflatten(0, (self.n_heads, self.heads.d_value))
+        found = part.cut.take(found, self.heads)
         return found.movedim(-2, 0) if name in ("W_Q", "W_K", "W_V") else found
 
-    def _instead(self, name: str) -> str:
+    def expert(self, layer: int, expert: int | Literal["shared"]) -> Expert:
+        experts, module = self.block_row(layer).experts, self.block(layer)
+        if experts is None:
+            raise MissingWeight(f"Layer {layer} of {self.name} has no experts: ask for its weights without expert=.")
+        if expert == "shared":
+            if experts.shared is None:
+                raise MissingWeight(f"Layer {layer} of {self.name} has no shared expert, only {self._n_experts(layer)} routed.")
+            return shared_expert(module, experts)
+        if not 0 <= expert < self._n_experts(layer):
+            shared = "" if experts.shared is None else ", or 'shared'"
+            raise MissingWeight(
+                f"Layer {layer} of {self.name} has no expert {expert}: they go from 0 to {self._n_experts(layer) - 1}{shared}."
+            )
+        return routed_expert(module.get_submodule(experts.path), experts, expert)
+
+    def _n_experts(self, layer: int) -> int:
+        experts = self.block_row(layer).experts
+        return 0 if experts is None else n_experts(self.block(layer), experts)
+
+    def _instead(self, name: str, layer: int | None) -> str:
+        """What to ask for where a weight does not exist."""
+        block = None if layer is None else self.block_row(layer)
+        if block is not None and name in ("W_in", "W_gate", "W_out") and block.up is None:
+            return (
+                f" It is a mixture of {self._n_experts(layer or 0)} experts: ask for one of them, "
+                f"weight({name!r}, {layer}, expert=0)."
+            )
+        if block is not None and name in ("W_Q", "W_K", "W_V", "W_O"):
+            if block.attn is None:
+                return " This layer has no attention."
+            return " Multi-head latent attention goes through a compressed stream: no one matrix maps the stream to heads."
         if name.endswith("_gate"):
             return " Its MLP is not gated: W_in is the matrix before the nonlinearity, W_out the one after it."
+        if name.startswith("ln"):
+            return " No norm with a gain stands there."
         return " No bias is added there." if name.startswith("b_") else ""
 
-    def _sequence(self, path: str) -> nn.ModuleList:
-        found = self.module(path)
+    @property
+    def _config(self) -> Any:
+        return self.hf.config.get_text_config(decoder=True)
+
+    @property
+    def _blocks(self) -> nn.ModuleList:
+        found = self.module(self.row.path("layers"))
         assert isinstance(found, nn.ModuleList)
         return found
 
 
 def _read(module: nn.Module, name: str) -> Tensor | None:
     """A linear module's bias or weight, as the name's first letter says."""
-    return getattr(module, "bias", None) if name.startswith("b_") else linear_weight(module)
+    return parameter(module, "bias") if name.startswith("b_") else linear_weight(module)

@@ -3,54 +3,84 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from workbench.errors import LayerOutOfRange, UnknownSite
 
-MEANINGS = {
-    "embed": "token embedding, as the embedding module gives it",
-    "resid_pre": "residual stream entering a block",
-    "resid_mid": "residual stream between attention and MLP",
-    "resid_post": "residual stream leaving a block (the last one: before the final norm)",
-    "attn_out": "what attention adds to the stream (after a post-norm or residual multiplier)",
-    "mlp_out": "what the MLP adds to the stream (after a post-norm or residual multiplier)",
-    "q": "queries as projected, before query norms and rotation",
-    "k": "keys as projected, before key norms and rotation",
-    "v": "values",
-    "z": "attention-weighted values per head, the input of the output projection",
-    "mlp_pre": "input of the nonlinearity (the gate's output in a gated MLP)",
-    "mlp_up": "output of the up projection of a gated MLP",
-    "mlp_post": "the neurons: input of the down projection",
-    "ln_final": "output of the final norm",
-}
-"""Every site and what it is."""
+
+class SiteKind(NamedTuple):
+    """What a site is, in every model that has it."""
+
+    meaning: str
+    shape: str
+    """Its axes after batch and pos."""
+    transformer_lens: str | None = None
+    """Its name there, inside `blocks.{layer}.` if it belongs to a layer."""
+    nnterp: str | None = None
+    """Its accessor there, indexed by the layer."""
+
+
+SITES = {
+    "embed": SiteKind("token embedding, as the embedding module gives it", "d_model", "hook_embed", "token_embeddings"),
+    "resid_pre": SiteKind("residual stream entering a block", "d_model", "hook_resid_pre", "layers_input"),
+    "q": SiteKind("queries as projected, before query norms and rotation", "heads, d_head", "attn.hook_q"),
+    "k": SiteKind("keys as projected, before key norms and rotation", "kv_heads, d_head", "attn.hook_k"),
+    "v": SiteKind("values", "kv_heads, d_value", "attn.hook_v"),
+    "q_rot": SiteKind("queries after norms and rotation", "heads, d_head", "attn.hook_rot_q"),
+    "k_rot": SiteKind("keys after norms and rotation", "kv_heads, d_head", "attn.hook_rot_k"),
+    "attn_scores": SiteKind("attention scores, scaled and masked, before the softmax", "heads, pos", "attn.hook_attn_scores"),
+    "pattern": SiteKind("attention weights", "heads, pos", "attn.hook_pattern", "attention_probabilities"),
+    "z": SiteKind("attention-weighted values per head, the input of the output projection", "heads, d_value", "attn.hook_z"),
+    "result": SiteKind("what each head adds to the stream", "heads, d_model", "attn.hook_result"),
+    "attn_out": SiteKind(
+        "what attention adds to the stream (after a post-norm or residual multiplier)",
+        "d_model", "hook_attn_out", "attentions_output",
+    ),
+    "resid_mid": SiteKind("residual stream between attention and MLP", "d_model", "hook_resid_mid"),
+    "mlp_pre": SiteKind("input of the nonlinearity (the gate's output in a gated MLP)", "d_mlp", "mlp.hook_pre"),
+    "mlp_up": SiteKind("output of the up projection of a gated MLP", "d_mlp", "mlp.hook_pre_linear"),
+    "mlp_post": SiteKind("the neurons: input of the down projection", "d_mlp", "mlp.hook_post"),
+    "router_logits": SiteKind("scores of the experts, before the router chooses", "n_experts"),
+    "mlp_out": SiteKind(
+        "what the MLP adds to the stream (after a post-norm or residual multiplier)",
+        "d_model", "hook_mlp_out", "mlps_output",
+    ),
+    "resid_post": SiteKind(
+        "residual stream leaving a block (the last one: before the final norm)", "d_model", "hook_resid_post", "layers_output"
+    ),
+    "ln_final": SiteKind("output of the final norm", "d_model", "ln_final.hook_normalized"),
+}  # fmt: skip
+"""Every site, in the order of the forward pass."""
 
 WITHOUT_LAYER = frozenset({"embed", "ln_final"})
 """Sites of the model as a whole."""
 
-_TRANSFORMER_LENS = {
-    "attn.hook_q": "q", "attn.hook_k": "k", "attn.hook_v": "v", "attn.hook_z": "z",
-    "mlp.hook_pre": "mlp_pre", "mlp.hook_pre_linear": "mlp_up", "mlp.hook_post": "mlp_post",
-    "hook_resid_pre": "resid_pre", "hook_resid_mid": "resid_mid", "hook_resid_post": "resid_post",
-    "hook_attn_out": "attn_out", "hook_mlp_out": "mlp_out",
-}  # fmt: skip
-_TRANSFORMER_LENS_WHOLE = {"hook_embed": "embed", "ln_final.hook_normalized": "ln_final"}
-_NNTERP = {
-    "layers_input": "resid_pre",
-    "layers_output": "resid_post",
-    "attentions_output": "attn_out",
-    "mlps_output": "mlp_out",
-}
+_FROM_TRANSFORMER_LENS = {kind.transformer_lens: name for name, kind in SITES.items()}
+_FROM_NNTERP = {kind.nnterp: name for name, kind in SITES.items()}
 
 
 @dataclass(frozen=True, order=True)
 class Site:
-    """One place: a name of `MEANINGS` and a block index (None for sites of the whole model)."""
+    """One place: a name of `SITES` and a block index (None for sites of the whole model)."""
 
     name: str
     layer: int | None = None
 
     def __str__(self) -> str:
         return self.name if self.layer is None else f"{self.name}.{self.layer}"
+
+    @property
+    def transformer_lens(self) -> str | None:
+        """Its name in TransformerLens, where it has one: `blocks.10.hook_resid_post`."""
+        name = SITES[self.name].transformer_lens
+        return name if name is None or self.layer is None else f"blocks.{self.layer}.{name}"
+
+    @property
+    def nnterp(self) -> str | None:
+        """Its accessor in nnterp, where it has one: `layers_output[10]`. (nnterp reads what modules give: where a family has
+        post-norms or multipliers its `attentions_output` and `mlps_output` are not what is added to the stream.)"""
+        name = SITES[self.name].nnterp
+        return name if name is None or self.layer is None else f"{name}[{self.layer}]"
 
     @classmethod
     def parse(cls, text: str, n_layers: int) -> "Site":
@@ -108,8 +138,8 @@ def parse_layers(text: str | None, n_layers: int) -> list[int]:
 
 def _parse(text: str, n_layers: int) -> list[Site]:
     name, layers = _split(text.strip())
-    if name not in MEANINGS:
-        raise UnknownSite(f"Site {text!r} does not exist. Sites are {', '.join(MEANINGS)}; write e.g. 'resid_post.10'.")
+    if name not in SITES:
+        raise UnknownSite(f"Site {text!r} does not exist. Sites are {', '.join(SITES)}; write e.g. 'resid_post.10'.")
     if name in WITHOUT_LAYER:
         if layers is not None:
             raise UnknownSite(f"Site {text!r} does not exist: {name!r} belongs to the whole model. Write {name!r}.")
@@ -119,11 +149,12 @@ def _parse(text: str, n_layers: int) -> list[Site]:
 
 def _split(text: str) -> tuple[str, str | None]:
     """Name and layers of a site in any of the three spellings."""
-    if text in _TRANSFORMER_LENS_WHOLE:
-        return _TRANSFORMER_LENS_WHOLE[text], None
+    for names in (_FROM_TRANSFORMER_LENS, _FROM_NNTERP):
+        if names.get(text) in WITHOUT_LAYER:
+            return names[text], None
     if match := re.fullmatch(r"blocks\.(\d+)\.(.+)", text):
-        return _TRANSFORMER_LENS.get(match[2], text), match[1]
+        return _FROM_TRANSFORMER_LENS.get(match[2], text), match[1]
     if match := re.fullmatch(r"(\w+)\[(-?\d+)\]", text):
-        return _NNTERP.get(match[1], text), match[2]
+        return _FROM_NNTERP.get(match[1], text), match[2]
     name, dot, layers = text.partition(".")
     return name, layers if dot else None

@@ -26,8 +26,8 @@ class Vocabulary:
 
     W_U: Float[Tensor, "d_model d_vocab"]
     b_U: Float[Tensor, " d_vocab"] | None
-    gain: Float[Tensor, " d_model"]
-    """The final norm's effective gain (`1 + weight` where the family has it so)."""
+    gain: Float[Tensor, " d_model"] | None
+    """The final norm's effective gain (`1 + weight` where the family has it so); None for a norm without weights."""
     ln_final: Callable[[Tensor], Tensor]
     """The model's own final norm, called, never re-implemented."""
     logit_scale: float = 1.0
@@ -53,7 +53,9 @@ class Vocabulary:
 
     def linear_part(self, x: Float[Tensor, "*batch d_model"], decoder: Decoder) -> Float[Tensor, "*batch d_model"]:
         """What multiplies `W_U` if only the linear part of the decoder is taken: x, scaled by the gain unless it is `none`."""
-        return x if decoder == "none" else x.to(accumulation_dtype(x)) * self.gain.to(accumulation_dtype(x))
+        if decoder == "none" or self.gain is None:
+            return x
+        return x.to(accumulation_dtype(x)) * self.gain.to(accumulation_dtype(x))
 
     @torch.no_grad()
     def logits_of(self, x: Float[Tensor, "rows d_model"], ids: Int[Tensor, "rows k"]) -> Float[Tensor, "rows k"]:
@@ -116,7 +118,7 @@ class Vocabulary:
         """Rows as the matrix product takes them: normed, or scaled by the gain, or as they are."""
         if decoder == "norm":
             return self.ln_final(x.to(self.W_U.dtype)).to(accumulation_dtype(x))
-        if decoder == "gain":
+        if decoder == "gain" and self.gain is not None:
             return self.linear_part(x, decoder)
         return x if _multiplies_exactly(x, self.W_U) else x.to(accumulation_dtype(x))
 

@@ -8,6 +8,7 @@ a score with its null, not by the softmax probability, which is nearly flat for 
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 Side = Literal["up", "gate", "down"]
 Reading = Literal["raw", "gain"]
+Expert = int | Literal["shared"] | None
 
 SIDES: tuple[Side, ...] = ("up", "gate", "down")
 _WEIGHTS = {"up": "W_in", "gate": "W_gate", "down": "W_out"}
@@ -227,6 +229,7 @@ def map_neurons(
     *,
     side: Side | Sequence[Side] | Literal["all"] = "up",
     layers: str | None = None,
+    part: str = "mlp",
     k: int = 10,
     reading: Reading = "raw",
     decoder: Decoder = "none",
@@ -240,6 +243,7 @@ def map_neurons(
         side: `up` and `gate` are what a neuron reads (rows of W_in, W_gate), `down` what it writes (rows of W_out);
             `all` is every side that the model has.
         layers: `7`, `4:8`, `0,5,10:12`; all, if None.
+        part: `mlp`; or, in layers that are mixtures of experts, `experts.3` or `experts.shared`.
         k: Top and bottom tokens a neuron.
         reading: `gain` scales up and gate rows by the gain of the norm that feeds the MLP: the direction of the residual
             stream that the neuron responds to.
@@ -248,23 +252,25 @@ def map_neurons(
         parts: Folder where finished layers are kept, so that a job that was stopped goes on. Saving the map to the same
             folder removes them.
     Raises:
-        MissingWeight: if the model lacks a side, or `reading="gain"` is asked for `down`.
+        MissingWeight: if a layer lacks the part or side, or `reading="gain"` is asked for `down`.
         LayerOutOfRange: if the model has no such layer.
     """
     require_one_of("reading", reading, get_args(Reading))
     require_one_of("decoder", decoder, get_args(Decoder))
     if k < 1:
         raise UnknownOption(f"k={k} tokens a neuron were asked for. Ask for one or more.")
-    sides = _sides(model, side)
+    chosen, k = parse_layers(layers, model.n_layers), min(k, model.d_vocab)
+    expert = _expert(model, part, chosen)
+    sides = _sides(model, side, chosen, expert)
     if reading == "gain" and "down" in sides:
         raise MissingWeight(
             "reading='gain' scales what a neuron reads, but side 'down' is what it writes. Use reading='raw' for it."
         )
-    chosen, k = parse_layers(layers, model.n_layers), min(k, model.d_vocab)
     started = time.perf_counter()
+    n_neurons = sum(len(neuron_rows(model, "down", layer, expert=expert)) for layer in chosen)
     settings: dict[str, Any] = model.provenance | {
-        "sides": list(sides), "layers": chosen, "k": k, "reading": reading, "decoder": decoder, "seed": seed,
-        "n_layers": model.n_layers, "neurons": len(chosen) * model.d_mlp, "versions": versions(),
+        "sides": list(sides), "layers": chosen, "part": part, "k": k, "reading": reading, "decoder": decoder, "seed": seed,
+        "n_layers": model.n_layers, "neurons": n_neurons, "versions": versions(),
     }  # fmt: skip
     projector = Projector(model.vocabulary, decoder, k, k)
     kept = None if parts is None else neuron_folder.Parts(Path(parts), settings)
@@ -273,7 +279,7 @@ def map_neurons(
         for one in sides:
 
             def rows(layer: int, one: Side = one) -> Tensor:
-                return neuron_rows(model, one, layer, reading)
+                return neuron_rows(model, one, layer, reading, expert)
 
             population = Population(model.vocabulary, decoder, rows, chosen)
             for layer in chosen:
@@ -299,9 +305,11 @@ def map_neurons(
 
 
 @torch.no_grad()
-def neuron_rows(model: LanguageModel, side: Side, layer: int, reading: Reading = "raw") -> Float[Tensor, "d_mlp d_model"]:
-    """The weights of a layer's neurons on one side, a row a neuron."""
-    weight = model.weight(_WEIGHTS[side], layer).detach()
+def neuron_rows(
+    model: LanguageModel, side: Side, layer: int, reading: Reading = "raw", expert: Expert = None
+) -> Float[Tensor, "d_mlp d_model"]:
+    """The weights of a layer's neurons, or of one expert's, on one side, a row a neuron."""
+    weight = model.weight(_WEIGHTS[side], layer, expert=expert).detach()
     rows = weight if side == "down" else weight.T
     if reading == "raw":
         return rows
@@ -309,8 +317,36 @@ def neuron_rows(model: LanguageModel, side: Side, layer: int, reading: Reading =
     return rows.to(dtype) * model.weight("ln2.w", layer).detach().to(dtype)
 
 
-def _sides(model: LanguageModel, side: Side | Sequence[Side] | Literal["all"]) -> tuple[Side, ...]:
-    has: tuple[Side, ...] = tuple(one for one in SIDES if one != "gate" or model.row.is_gated)
+def _expert(model: LanguageModel, part: str, layers: list[int]) -> Expert:
+    """The expert that a part names; None for `mlp`.
+
+    Raises:
+        UnknownOption: if the part is spelled otherwise.
+        MissingWeight: if a layer does not have it; the text says which layers do.
+    """
+    match = re.fullmatch(r"mlp|experts\.(\d+|shared)", part)
+    if match is None:
+        raise UnknownOption(f"part={part!r} is not known. Use 'mlp', 'experts.0' (any number) or 'experts.shared'.")
+    blocks = {layer: model.block_row(layer) for layer in range(model.n_layers)}
+    having = [layer for layer, block in blocks.items() if (block.experts is not None) == (match[1] is not None)]
+    if lacking := [layer for layer in layers if layer not in having]:
+        mixture = f"a mixture of {model.n_experts} experts, whose parts are 'experts.0' and so on"
+        kind = "no mixture of experts" if match[1] else mixture
+        have = f"has it: layers={','.join(map(str, having))!r}" if having else "none has it"
+        raise MissingWeight(
+            f"part={part!r} cannot be mapped in layer {', '.join(map(str, lacking[:8]))} of {model.name!r}: it is {kind}. "
+            f"Of its layers {have}."
+        )
+    if match[1] is None:
+        return None
+    return "shared" if match[1] == "shared" else int(match[1])
+
+
+def _sides(
+    model: LanguageModel, side: Side | Sequence[Side] | Literal["all"], layers: list[int], expert: Expert
+) -> tuple[Side, ...]:
+    gated = expert is not None or all(model.block_row(layer).is_gated for layer in layers)
+    has: tuple[Side, ...] = tuple(one for one in SIDES if one != "gate" or gated)
     if side == "all":
         return has
     asked: tuple[str, ...] = (side,) if isinstance(side, str) else tuple(side)

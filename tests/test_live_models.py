@@ -1,0 +1,120 @@
+"""Models that are not as they came: adapters, several devices, half precision, quantised layers."""
+
+import peft
+import pytest
+import torch
+from conftest import tiny_model
+from families import tiny_hf, tiny_tokenizer
+from torch import nn
+
+import workbench as wb
+from workbench.errors import MissingWeight, UnknownArchitecture, UnknownModel, UnknownOption, UnreadableWeight
+
+
+def adapted(**options):
+    """A tiny llama with a random adapter on its queries and neurons."""
+    torch.manual_seed(0)
+    config = peft.LoraConfig(target_modules=["q_proj", "down_proj"], r=2, task_type="CAUSAL_LM", **options)
+    model = peft.get_peft_model(tiny_hf("llama"), config)
+    for name, parameter in model.named_parameters():
+        if "lora" in name:
+            parameter.data = 0.3 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def test_an_adapter_is_captured_named_and_refused_when_its_weight_is_read(caplog):
+    peft_model = adapted()
+    model = wb.load(peft_model, tokenizer=tiny_tokenizer())
+    assert "carries adapters that are not merged (default)" in caplog.text
+    assert model.provenance["adapters"] == ["default"]
+    with pytest.raises(UnreadableWeight, match="The adapter default is not merged into this weight"):
+        model.weight("W_Q", 0)
+    with pytest.raises(MissingWeight, match=r"load model.merge_and_unload\(\)"):
+        wb.map_neurons(model, side="down", progress=False)
+    assert model.weight("W_K", 0).shape == (2, 32, 8)
+    found = model.verify()
+    assert found.passed
+    assert set(found.table.query("verdict == 'unchecked'")["identity"]) == {
+        "ln1(resid_pre) W_Q = q",
+        "mlp_post W_out = mlp_out",
+    }
+    # What is captured is what the adapted model computes.
+    batch = model.tokenize("a dog")
+    with torch.no_grad():
+        states = peft_model(input_ids=batch.tokens, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(wb.capture(model, batch, "resid_post.1")["resid_post.1"], states[2])
+    plain = wb.capture(tiny_model("llama"), batch, "resid_post.1")["resid_post.1"]
+    assert (states[2] - plain).abs().max() > 0.1
+
+
+def test_merged_adapters_are_ordinary_models():
+    unmerged = wb.load(adapted(), tokenizer=tiny_tokenizer())
+    for merged in (adapted().merge_and_unload(), adapted()):
+        if isinstance(merged, peft.PeftModel):
+            merged.merge_adapter()  # merged, but still wrapped
+        model = wb.load(merged, tokenizer=tiny_tokenizer())
+        assert model.adapters == []
+        assert (model.verify().table["verdict"] == "ok").all()
+        batch = model.tokenize("a dog")
+        with torch.no_grad():
+            torch.testing.assert_close(model.forward(batch), unmerged.forward(batch))
+
+
+def test_adapters_that_add_tokens_are_refused():
+    config = peft.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
+    model = peft.get_peft_model(tiny_hf("llama"), config)
+    with pytest.raises(UnknownArchitecture, match="adds virtual tokens before every text"):
+        wb.load(model, tokenizer=tiny_tokenizer())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny_hf("llama").save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_model_spread_by_accelerate_is_the_same(folder, tmp_path):
+    """Half of it on disk, from where weights are read when asked for."""
+    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    places |= {"model.layers.0": "cpu", "model.layers.1": "disk", "model.layers.2": "disk"}
+    hf = type(tiny_hf("llama")).from_pretrained(folder, device_map=places, offload_folder=tmp_path / "offload")
+    assert hf.model.layers[1].mlp.up_proj.weight.is_meta
+    spread, whole = wb.load(hf, tokenizer=tiny_tokenizer()), wb.load(folder)
+    assert (spread.verify().table["verdict"] == "ok").all()
+    for name in ("W_Q", "W_in", "W_out", "ln2.w"):
+        assert torch.equal(spread.weight(name, 1), whole.weight(name, 1))
+    assert torch.equal(
+        wb.capture(spread, "a dog", "mlp_post.2")["mlp_post.2"], wb.capture(whole, "a dog", "mlp_post.2")["mlp_post.2"]
+    )
+
+
+def test_device_map_of_a_folder(folder):
+    model = wb.load(folder, device_map="cpu", dtype=torch.bfloat16)
+    assert model.dtype == torch.bfloat16
+    model.verify().require()
+    with pytest.raises(UnknownOption, match="device= and device_map= exclude each other"):
+        wb.load(folder, device_map="cpu", device="cpu")
+    with pytest.raises(UnknownOption, match="device_map= is for models that are loaded from files"):
+        wb.load(tiny_hf("llama"), tokenizer=tiny_tokenizer(), device_map="cpu")
+
+
+def test_a_live_model_needs_its_tokenizer():
+    with pytest.raises(UnknownModel, match="without its tokenizer"):
+        wb.load(tiny_hf("llama"))
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize:UserWarning", "ignore:torch.ao.quantization:DeprecationWarning")
+def test_a_quantised_model_is_captured_but_its_weights_are_refused():
+    """Linear layers in 8 bits, by torch's own dynamic quantisation."""
+    quantised = torch.ao.quantization.quantize_dynamic(tiny_hf("llama"), {nn.Linear}, dtype=torch.qint8)
+    model = wb.load(quantised, tokenizer=tiny_tokenizer())
+    acts = wb.capture(model, "a dog", ["resid_post.1", "mlp_post.1"])
+    assert (model.d_mlp, model.d_vocab) == (48, 300)
+    plain = wb.capture(tiny_model("llama"), "a dog", "resid_post.1")["resid_post.1"]
+    off = (acts["resid_post.1"] - plain).norm() / plain.norm()
+    assert 1e-5 < off < 0.1  # another model, but not by much
+    with pytest.raises(UnreadableWeight, match=r"holds no plain floating-point weight \(is the model quantised\?\)"):
+        model.weight("W_in", 1)
+    found = model.verify()
+    assert set(found.table["verdict"]) == {"ok", "unchecked"}

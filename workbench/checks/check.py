@@ -1,0 +1,61 @@
+"""One identity at one layer, its error, and the tokens that it is tried on."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from workbench.errors import UnreadableWeight
+from workbench.model import Batch, LanguageModel
+
+LENGTHS = (7, 4)
+"""Tokens in each row of the probe: unequal, so that one row is padded."""
+
+
+class Check(NamedTuple):
+    """One identity at one layer (None: the whole model)."""
+
+    identity: str
+    layer: int | None
+    error: float
+    """NaN if it could not be tried."""
+    why: str = ""
+    """Why it could not be tried."""
+
+
+def check(identity: str, layer: int | None, compute: Callable[[], float]) -> Check:
+    """The identity with its error: without one where a weight that it needs cannot be read, infinite where shapes do not
+    even meet."""
+    try:
+        return Check(identity, layer, compute())
+    except UnreadableWeight as unreadable:
+        return Check(identity, layer, float("nan"), str(unreadable))
+    except MISFITS as misfit:
+        return Check(identity, layer, *misfitting(misfit))
+
+
+MISFITS = (RuntimeError, IndexError, TypeError, AttributeError)
+"""What torch raises where a row does not fit the tensors that it speaks of."""
+
+
+def misfitting(raised: Exception) -> tuple[float, str]:
+    """The error and the reason of a check that could not even be computed; running out of memory is no such thing."""
+    if isinstance(raised, torch.OutOfMemoryError):
+        raise raised
+    return float("inf"), (str(raised).splitlines() or [type(raised).__name__])[0]
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    """Largest distance of a row from the expected one, relative to the expected row's norm. NaN counts as infinite."""
+    found, expected = found.detach().double(), expected.detach().to(found.device).double()
+    errors = (found - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(1e-30)
+    return float(errors.nan_to_num(nan=torch.inf).max())
+
+
+def probe(model: LanguageModel) -> Batch:
+    """Two rows of fixed random tokens, right-padded."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, model.d_vocab, (len(LENGTHS), max(LENGTHS)), generator=generator)
+    mask = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]
+    return Batch(tokens.to(model.device), mask.to(model.device))
