@@ -21,6 +21,7 @@ test: $(VENV)/dev
 	$(BIN)/python -m pytest
 
 test-all: $(VENV)/dev notebooks
+	$(PIP) -e '.[transformer-lens,nnsight]'
 	$(BIN)/workbench pull
 	$(BIN)/python -m pytest -m ""
 
@@ -28,6 +29,7 @@ bench: $(VENV)/dev
 	$(BIN)/workbench pull
 	$(BIN)/python tests/benchmarks/neuron_map.py
 	$(BIN)/python tests/benchmarks/command_line.py
+	$(BIN)/python tests/benchmarks/self_check.py
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """The command line as a user types it: output, exit codes, one line for a mistake. Most verbs run in this process, as
 importing torch anew for each would take minutes; help, caches, laziness and Ctrl-C are tried on whole processes."""
 
+import functools
 import json
 import os
 import re
@@ -204,7 +205,8 @@ def test_a_wrong_option_is_exit_code_2():
 
 def test_ctrl_c_leaves_no_half_written_file_and_the_job_goes_on(smollm, tmp_path):
     arguments = ["map-neurons", "--layers", "0:4", "--out", str(tmp_path), "--no-plot"]
-    job = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    heeds = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite in the background ignores Ctrl-C
+    job = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=heeds)
     while not list(tmp_path.glob(".neuron-map-parts/*-up-0.safetensors")):
         time.sleep(0.05)
         assert job.poll() is None

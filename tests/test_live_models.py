@@ -8,7 +8,10 @@ from families import tiny_hf, tiny_tokenizer
 from torch import nn
 
 import workbench as wb
+from workbench.checks.check import error
 from workbench.errors import MissingWeight, UnknownArchitecture, UnknownModel, UnknownOption, UnreadableWeight
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft's own
 
 
 def adapted(**options):
@@ -57,7 +60,7 @@ def test_merged_adapters_are_ordinary_models():
         assert (model.verify().table["verdict"] == "ok").all()
         batch = model.tokenize("a dog")
         with torch.no_grad():
-            torch.testing.assert_close(model.forward(batch), unmerged.forward(batch))
+            assert error(model.forward(batch), unmerged.forward(batch)) < 1e-5
 
 
 def test_adapters_that_add_tokens_are_refused():
@@ -84,9 +87,8 @@ def test_a_model_spread_by_accelerate_is_the_same(folder, tmp_path):
     assert (spread.verify().table["verdict"] == "ok").all()
     for name in ("W_Q", "W_in", "W_out", "ln2.w"):
         assert torch.equal(spread.weight(name, 1), whole.weight(name, 1))
-    assert torch.equal(
-        wb.capture(spread, "a dog", "mlp_post.2")["mlp_post.2"], wb.capture(whole, "a dog", "mlp_post.2")["mlp_post.2"]
-    )
+    site = "mlp_post.2"
+    assert torch.equal(wb.capture(spread, "a dog", site)[site], wb.capture(whole, "a dog", site)[site])
 
 
 def test_device_map_of_a_folder(folder):
@@ -116,5 +118,11 @@ def test_a_quantised_model_is_captured_but_its_weights_are_refused():
     assert 1e-5 < off < 0.1  # another model, but not by much
     with pytest.raises(UnreadableWeight, match=r"holds no plain floating-point weight \(is the model quantised\?\)"):
         model.weight("W_in", 1)
-    found = model.verify()
-    assert set(found.table["verdict"]) == {"ok", "unchecked"}
+    # Its activations are scaled by the largest of the whole batch: tokens do depend on their neighbours, and verify says so.
+    found = model.verify().table.set_index("identity")["verdict"]
+    assert set(found[found == "fails"].index) == {
+        "a right-padded batch = its single rows",
+        "a left-padded batch = its single rows",
+        "a later token moves no earlier logit",
+    }
+    assert (found["mlp_post W_out = mlp_out"] == "unchecked").all()

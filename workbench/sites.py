@@ -48,7 +48,7 @@ SITES = {
     "resid_post": SiteKind(
         "residual stream leaving a block (the last one: before the final norm)", "d_model", "hook_resid_post", "layers_output"
     ),
-    "ln_final": SiteKind("output of the final norm", "d_model", "ln_final.hook_normalized"),
+    "ln_final": SiteKind("output of the final norm", "d_model", "ln_final.hook_out"),
 }  # fmt: skip
 """Every site, in the order of the forward pass."""
 
@@ -56,6 +56,7 @@ WITHOUT_LAYER = frozenset({"embed", "ln_final"})
 """Sites of the model as a whole."""
 
 _FROM_TRANSFORMER_LENS = {kind.transformer_lens: name for name, kind in SITES.items()}
+_FROM_TRANSFORMER_LENS["ln_final.hook_normalized"] = "ln_final"  # so in HookedTransformer; a bridge's is before the gain
 _FROM_NNTERP = {kind.nnterp: name for name, kind in SITES.items()}
 
 
