@@ -9,7 +9,7 @@ from torch import nn
 
 import workbench as wb
 from workbench.checks.check import error
-from workbench.errors import MissingWeight, UnknownArchitecture, UnknownModel, UnknownOption, UnreadableWeight
+from workbench.errors import BrokenModel, MissingWeight, UnknownArchitecture, UnknownModel, UnknownOption, UnreadableWeight
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft's own
 
@@ -61,6 +61,12 @@ def test_merged_adapters_are_ordinary_models():
         batch = model.tokenize("a dog")
         with torch.no_grad():
             assert error(model.forward(batch), unmerged.forward(batch)) < 1e-5
+
+
+def test_a_folder_with_an_adapter_alone_is_named(tmp_path):
+    adapted().save_pretrained(tmp_path)
+    with pytest.raises(BrokenModel, match="it is an adapter"):
+        wb.load(tmp_path)
 
 
 def test_adapters_that_add_tokens_are_refused():

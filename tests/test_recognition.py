@@ -143,3 +143,14 @@ def test_a_vision_language_model_works_through_its_text_decoder(kind):
     with torch.no_grad():
         states = hf(input_ids=batch.tokens, output_hidden_states=True).hidden_states
     torch.testing.assert_close(wb.capture(model, batch, "resid_post.1")["resid_post.1"], states[2])
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "llava"])
+def test_a_vision_language_model_loads_from_its_folder(kind, tmp_path):
+    """Gemma 3 stands among transformers' causal models, LLaVA only among those that read images."""
+    hf = randomised(AutoModelForImageTextToText.from_config(AutoConfig.for_model(kind, **WRAPPERS[kind])))
+    hf.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    model = wb.load(tmp_path)
+    assert model.n_layers == LAYERS
+    assert wb.map_neurons(model, k=2, progress=False).table["layer"].nunique() == LAYERS

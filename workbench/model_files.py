@@ -104,7 +104,10 @@ def check_weights(folder: Path) -> None:
         BrokenModel: if there is no config, no safetensors file, a shard is missing, or a file is shorter than its header says.
     """
     if not (folder / "config.json").exists():
-        raise BrokenModel(f"Folder {str(folder)!r} holds no config.json: it is no Hugging Face model folder.")
+        what = "it is no Hugging Face model folder."
+        if (folder / "adapter_config.json").exists():
+            what = "it is an adapter. Load its base model, put the adapter on it with peft, and pass the live model."
+        raise BrokenModel(f"Folder {str(folder)!r} holds no config.json: {what}")
     index = folder / "model.safetensors.index.json"
     if index.exists():
         files = sorted({folder / name for name in read_json(index)["weight_map"].values()})

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 """Largest relative error of a row. Half-precision ones allow for a few roundings of 2^-11 and 2^-8 in a row of sums."""
+THROUGH = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+"""The same, between two passes through all layers in batches of different shape, for which other kernels round otherwise:
+random models of the shapes of Llama-3.1-8B and Gemma-2-9B differ by 1.0e-5 in float32 and 3.2e-2 in bfloat16 on an H200."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -128,9 +131,9 @@ def _result(model: LanguageModel, *parts: Iterable[Check]) -> Verification:
         checks = [check for part in parts for check in _until_a_misfit(part)]
     table = pd.DataFrame(checks, columns=list(Check._fields))
     table["layer"] = table["layer"].astype("Int64")
-    tolerance = TOLERANCE[model.dtype]
-    verdicts = ["unchecked" if isnan(error) else "ok" if error <= tolerance else "fails" for error in table["error"]]
-    table.insert(3, "tolerance", tolerance)
+    table.insert(3, "tolerance", [(THROUGH if through else TOLERANCE)[model.dtype] for through in table.pop("through")])
+    pairs = zip(table["error"], table["tolerance"], strict=True)
+    verdicts = ["unchecked" if isnan(error) else "ok" if error <= tolerance else "fails" for error, tolerance in pairs]
     table.insert(4, "verdict", verdicts)
     return Verification(table, model.provenance)
 

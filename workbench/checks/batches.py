@@ -18,7 +18,7 @@ def batches(model: LanguageModel, batch: Batch) -> Iterator[Check]:
             mask = mask.flip(1)
         logits = model.forward(Batch(tokens, mask))
         errors = [error(logits[i][mask[i]], alone) for i, alone in enumerate(single)]
-        yield check(f"a {side}-padded batch = its single rows", None, lambda errors=errors: max(errors))
+        yield check(f"a {side}-padded batch = its single rows", None, lambda errors=errors: max(errors), through=True)
     n = LENGTHS[0] - 1
     beginning = model.forward(Batch(batch.tokens[:1, :n], batch.mask[:1, :n]))[0]
-    yield check("a later token moves no earlier logit", None, lambda: error(beginning, single[0][:n]))
+    yield check("a later token moves no earlier logit", None, lambda: error(beginning, single[0][:n]), through=True)

@@ -22,13 +22,15 @@ class Check(NamedTuple):
     """NaN if it could not be tried."""
     why: str = ""
     """Why it could not be tried."""
+    through: bool = False
+    """Whether two passes through all layers are compared, whose roundings add up, not tensors of one place."""
 
 
-def check(identity: str, layer: int | None, compute: Callable[[], float]) -> Check:
+def check(identity: str, layer: int | None, compute: Callable[[], float], *, through: bool = False) -> Check:
     """The identity with its error: without one where a weight that it needs cannot be read, infinite where shapes do not
     even meet."""
     try:
-        return Check(identity, layer, compute())
+        return Check(identity, layer, compute(), through=through)
     except UnreadableWeight as unreadable:
         return Check(identity, layer, float("nan"), str(unreadable))
     except MISFITS as misfit:

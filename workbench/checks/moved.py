@@ -30,7 +30,7 @@ def moved(model: LanguageModel, batch: Batch) -> Iterator[Check]:
     writable = [site for site in sites if model.tap(site).passed_by is None]
     with edited(model, dict.fromkeys(writable, torch.clone)):
         same = model.forward(batch)[batch.mask]
-    yield check("writing back what every site holds changes no logit", None, lambda: error(same, logits))
+    yield check("writing back what every site holds changes no logit", None, lambda: error(same, logits), through=True)
     neurons = {layer: Site("mlp_post" if row.up is not None else "mlp_out", layer) for layer, row in enumerate(rows)}
     with edited(model, dict.fromkeys(neurons.values(), torch.neg)):
         other = model.forward(batch)[batch.mask]
