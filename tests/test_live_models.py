@@ -103,13 +103,32 @@ def test_device_map_of_a_folder(folder):
     model.verify().require()
     with pytest.raises(UnknownOption, match="device= and device_map= exclude each other"):
         wb.load(folder, device_map="cpu", device="cpu")
-    with pytest.raises(UnknownOption, match="device_map= is for models that are loaded from files"):
+    with pytest.raises(UnknownOption, match="device_map= and revision= are for models"):
         wb.load(tiny_hf("llama"), tokenizer=tiny_tokenizer(), device_map="cpu")
 
 
-def test_a_live_model_needs_its_tokenizer():
-    with pytest.raises(UnknownModel, match="without its tokenizer"):
-        wb.load(tiny_hf("llama"))
+@pytest.mark.parametrize(
+    ("arguments", "options", "text"),
+    [
+        ((), {}, r"live model was given without its tokenizer. Pass tokenizer="),
+        ((), {"tokenizer": "gpt2"}, r"with a str for a tokenizer"),
+        ((), {"tokenizer": tiny_tokenizer(), "revision": "main"}, r"revision= are for models that are loaded from files"),
+        ((), {"tokenizer": tiny_tokenizer(), "dtype": torch.int8}, r"dtype=torch.int8 is not known. Use torch's float64"),
+        ((None,), {}, r"A NoneType was given where a model is wanted"),
+        ((nn.Linear(2, 2),), {"tokenizer": tiny_tokenizer()}, r"A Linear was given where a model is wanted"),
+        (("",), {}, r"An empty model name was given"),
+    ],
+)
+def test_what_is_no_model_is_refused(arguments, options, text):
+    with pytest.raises((UnknownModel, UnknownOption), match=text):
+        wb.load(*(arguments or (tiny_hf("llama"),)), **options)
+
+
+def test_casting_a_live_model_leaves_its_tables():
+    hf = tiny_hf("llama")
+    table = hf.model.rotary_emb.inv_freq.clone()
+    assert wb.load(hf, tokenizer=tiny_tokenizer(), dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert torch.equal(hf.model.rotary_emb.inv_freq, table)
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize:UserWarning", "ignore:torch.ao.quantization:DeprecationWarning")

@@ -67,6 +67,14 @@ def test_weights_of_experts(tiny):
             assert tiny.weight("W_in", layer, expert="shared").shape[0] == 32
 
 
+def test_what_is_no_experts_weight_is_refused():
+    model = tiny_model("qwen2_moe")
+    with pytest.raises(MissingWeight, match=r"'W_Q' is no weight of an expert. Experts have W_in"):
+        model.weight("W_Q", 1, expert=0)
+    with pytest.raises(MissingWeight, match=r"has no b_gate. It is a mixture of 4 experts"):
+        model.weight("b_gate", 1)
+
+
 def test_latent_attention_has_no_one_matrix():
     with pytest.raises(MissingWeight, match=r"has no W_V. Multi-head latent attention goes through a compressed stream"):
         tiny_model("deepseek_v3").weight("W_V", 0)
@@ -103,6 +111,7 @@ def test_weights_are_views_of_hugging_faces_own(llama):
         ("b_in", 0, MissingWeight, r"layer 0 of .* \(llama\) has no b_in. No bias is added there"),
         ("W_in", None, LayerOutOfRange, r"Weight 'W_in' belongs to a layer. Ask for weight\('W_in', layer\)"),
         ("W_in", 3, LayerOutOfRange, r"Layer 3 is not in .*; layers go from 0 to 2"),
+        ("W_E", 0, LayerOutOfRange, r"Weight 'W_E' belongs to the whole model"),
     ],
 )
 def test_a_weight_that_is_not_there_is_refused(llama, name, layer, error, text):

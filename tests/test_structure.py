@@ -15,7 +15,7 @@ ROOT = Path(workbench.__file__).parent.parent
 
 FLOORS = [
     ["errors"],
-    ["sites", "tokens", "home", "artifacts", "results", "selection", "softmax"],
+    ["sites", "tokens", "home", "artifacts", "results", "selection", "softmax", "attention"],
     ["projection"],
     ["vocabulary"],
     ["architectures"],

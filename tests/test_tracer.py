@@ -5,6 +5,7 @@ import torch
 from families import LAYERS, tiny_hf, tiny_tokenizer
 
 import workbench as wb
+from workbench.attention import INSIDE
 from workbench.checks.check import error
 from workbench.checks.still import sites_of
 from workbench.errors import LayerOutOfRange, ReadOnlySite, UnknownSite
@@ -67,22 +68,26 @@ def test_hooks_go_even_when_the_pass_fails(llama):
 
 def test_an_edit_lands_at_its_site_and_nowhere_before(tiny):
     batch = tiny.tokenize("a dog")
-    before = "resid_post.0"
-    clean = wb.capture(tiny, batch, before)[before]
+
+    def captured(site):
+        return wb.capture(tiny, batch, str(site))[str(site)]
+
+    before, after = Site("resid_post", 0), Site("resid_post", 1)
+    clean = {site: captured(site) for site in (before, after)}
     for site in (site for site in sites_of(tiny) if site.layer == 1):
-        new = torch.randn_like(wb.capture(tiny, batch, [str(site)])[str(site)])
-        if site.name in ("resid_mid", "router_logits"):
-            with (
-                pytest.raises(ReadOnlySite, match=rf"Site '{site}' can be read, but not written: the .* Write "),
-                edited(tiny, {site: lambda _, new=new: new}),
-            ):
+        new = torch.randn_like(captured(site))
+        if site.name in ("resid_mid", "router_logits", "result"):
+            refused = pytest.raises(ReadOnlySite, match=rf"Site '{site}' can be read, but not written: the .* Write ")
+            with refused, edited(tiny, {site: lambda _, new=new: new}):
                 tiny.forward(batch)
             continue
         with edited(tiny, {site: lambda _, new=new: new}):
-            assert error(wb.capture(tiny, batch, [str(site)])[str(site)], new) < 1e-6, site
-            assert torch.equal(wb.capture(tiny, batch, [before])[before], clean)
-            after = wb.capture(tiny, batch, ["resid_post.1"])["resid_post.1"]
-        assert not torch.equal(after, wb.capture(tiny, batch, ["resid_post.1"])["resid_post.1"]), site
+            assert error(captured(site), new) < 1e-6, site
+            # Sites inside attention switch to another attention function, which rounds otherwise.
+            off = error(captured(before), clean[before])
+            assert off < 1e-5 if site.name in INSIDE else off == 0, site
+            assert error(captured(after), clean[after]) > 1e-4, site
+    assert torch.equal(captured(after), clean[after])
 
 
 def test_replacing_the_stream_replaces_what_follows(tiny):
@@ -99,17 +104,29 @@ def test_replacing_the_stream_replaces_what_follows(tiny):
 def test_capturing_is_the_same_in_a_batch_and_alone(tiny):
     both = tiny.tokenize(["a dog and", "a cat"], padding_side="left")
     alone = Batch(both.tokens[1:, -int(both.mask[1].sum()) :], both.mask[1:, -int(both.mask[1].sum()) :])
-    sites = [str(site) for site in sites_of(tiny)]
+    # Scores hold the mask's own large numbers, which need not be the same.
+    sites = [str(site) for site in sites_of(tiny) if site.name != "attn_scores"]
     together, single = wb.capture(tiny, both, sites), wb.capture(tiny, alone, sites)
+    real = both.mask[1]
     for site in sites:
-        assert together[site].shape[:2] == both.mask.shape
-        assert error(together[site][1][both.mask[1]].flatten(1), single[site][0].flatten(1)) < 1e-5, site
+        row = together[site][1]
+        if site.startswith("pattern"):
+            row, expected = row[:, real][:, :, real], single[site][0]
+            assert together[site].shape[2:] == (real.numel(), real.numel())
+        else:
+            row, expected = row[real], single[site][0]
+            assert together[site].shape[:2] == both.mask.shape
+        assert error(row.flatten(1), expected.flatten(1)) < 1e-5, site
 
 
 def test_a_site_is_found_by_every_spelling(llama):
     acts = wb.capture(llama, "a dog", ["resid_post.-1", "blocks.0.hook_resid_pre"])
     assert acts["resid_post.-1"] is acts["resid_post.2"] is acts["layers_output[-1]"]
     assert acts["blocks.0.hook_resid_pre"] is acts["resid_pre.0"]
+    assert "layers_output[2]" in acts
+    assert "resid_post.1" not in acts
+    assert "nonsense" not in acts
+    assert acts.get("resid_post.99") is None
     with pytest.raises(KeyError, match=r"resid_post.1 was not captured; captured: resid_post.2, resid_pre.0"):
         acts["resid_post.1"]
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import tiny_model
-from families import LAYERS, tiny_hf, tiny_tokenizer
+from families import FAMILIES, LAYERS, tiny_hf, tiny_tokenizer
 from torch import nn
 
 import workbench as wb
@@ -58,6 +58,7 @@ def test_the_result_says_what_was_checked(llama, tmp_path):
     through = found.table[found.table["tolerance"] != TOLERANCE[torch.float32]]
     assert (through["tolerance"] == THROUGH[torch.float32]).all()
     assert set(through["identity"]) == {
+        "looking inside attention changes no logit",
         "writing back what every site holds changes no logit",
         "a right-padded batch = its single rows",
         "a left-padded batch = its single rows",
@@ -123,7 +124,10 @@ LIES = [
     ("a module that adds the stream itself", "bloom", BLOCK, {"attn": "self_attention"}, "resid_pre + attn_out = resid_mid"),
     ("wrong final norm", "gpt2", MODEL, {"ln_final": "h.0.ln_1"}, "ln_final(last resid_post) = ln_final"),
     ("wrong last matrix of attention", "gpt2", BLOCK, {"o": Part("mlp.c_proj")}, "z W_O = attn_out"),
-    ("wrong nonlinearity", "llama", BLOCK, {"act": nn.functional.gelu}, "act(mlp_pre) mlp_up = mlp_post"),
+    ("wrong nonlinearity", "llama", BLOCK, {"act_function": "gelu"}, "act(mlp_pre) mlp_up = mlp_post"),
+    ("two heads taken for one", "llama", MODEL, {"heads": Heads(2, 1, 16, 16)}, "pattern v = z"),
+    ("all heads taken for one", "gpt2", MODEL, {"heads": Heads(1, 1, 32, 32)}, "pattern v = z"),
+    ("a module that is never called", "opt", BLOCK, {"attn": "self_attn.k_proj.nothing"}, "the row fits the model's tensors"),
 ]  # fmt: skip
 
 
@@ -142,6 +146,14 @@ def test_a_row_that_lies_is_caught(family, where, changes, identity):
         found.require()
 
 
+def with_experts(model: wb.LanguageModel, **changes) -> wb.LanguageModel:
+    blocks = [
+        block if block.experts is None else replace(block, experts=replace(block.experts, **changes))
+        for block in model.row.blocks
+    ]
+    return replace(model, row=replace(model.row, blocks=tuple(blocks)))
+
+
 @pytest.mark.parametrize(
     ("family", "changes", "identity"),
     [
@@ -149,16 +161,24 @@ def test_a_row_that_lies_is_caught(family, where, changes, identity):
         ("mixtral", {"interleaved": True}, "W_gate, W_in and W_out of the first expert give what it gives"),
         ("mixtral", {"out_in": False}, "W_gate, W_in and W_out of the first expert give what it gives"),
         ("llama4_text", {"router_item": 0}, "ln2(stream) W_router = router_logits"),
+        ("qwen2_moe", {"router": "mlp.shared_expert_gate"}, "router_logits have an entry an expert"),
+        ("qwen2_moe", {"shared": None}, "routed and shared experts make mlp_out"),
+        ("deepseek_v3", {"shared": None}, "routed and shared experts make mlp_out"),
+        ("deepseek_v3", {"chosen": "largest"}, "the largest router_logits choose the experts"),
     ],
 )
 def test_experts_that_lie_are_caught(family, changes, identity):
-    model = tiny_model(family)
-    blocks = [
-        block if block.experts is None else replace(block, experts=replace(block.experts, **changes))
-        for block in model.row.blocks
-    ]
-    found = replace(model, row=replace(model.row, blocks=tuple(blocks))).verify()
+    found = with_experts(tiny_model(family), **changes).verify()
     assert identity in set(found.table.query("verdict == 'fails'")["identity"]), str(found)
+
+
+def test_experts_that_are_called_for_others_are_caught():
+    """Between router and experts the choice is changed: matrices and logits are right, and mean nothing."""
+    hf = tiny_hf("mixtral")
+    experts = hf.model.layers[1].mlp.experts
+    experts.register_forward_pre_hook(lambda module, args: (args[0], (args[1] + 1) % 4, args[2]))
+    found = wb.load(hf, tokenizer=tiny_tokenizer(), check=False).verify().table.query("verdict == 'fails'")
+    assert ("the largest router_logits choose the experts", 1) in set(zip(found["identity"], found["layer"], strict=True))
 
 
 class Louder(nn.Module):
@@ -274,6 +294,66 @@ def test_attention_to_later_tokens_is_caught(monkeypatch):
     altered_forward(monkeypatch, model, all_seen)
     assert "a later token moves no earlier logit" in failing(model)
     assert "a key moves its own and later z, of its own group" in failing(model)
+
+
+class Functional(Louder):
+    """An MLP that multiplies by its down projection's weight without calling it."""
+
+    def forward(self, x):
+        return (self.act_fn(self.gate_proj(x)) * self.up_proj(x)) @ self.down_proj.weight.T
+
+
+def test_a_module_that_is_never_called_is_named():
+    hf = tiny_hf("llama")
+    hf.model.layers[1].mlp = Functional(hf.model.layers[1].mlp)
+    with pytest.raises(
+        VerificationFailed, match=r"'mlp_post is read where the row says' is off by inf at layer 1 .*down_proj is never called"
+    ):
+        wb.load(hf, tokenizer=tiny_tokenizer())
+    found = wb.load(hf, tokenizer=tiny_tokenizer(), check=False).verify()
+    assert "model.layers.1.mlp.down_proj is never called" in set(found.table["why"])
+
+
+def test_heads_that_are_gated_after_the_pattern_are_caught():
+    hf = tiny_hf("llama")
+    projection = hf.model.layers[1].self_attn.o_proj
+    projection.register_forward_pre_hook(lambda module, args: (args[0] * 0.5,))
+    found = wb.load(hf, tokenizer=tiny_tokenizer(), check=False).verify().table.query("verdict == 'fails'")
+    assert ("pattern v = z", 1) in set(zip(found["identity"], found["layer"], strict=True))
+
+
+@pytest.mark.parametrize("family", ["mistral", "gpt_neo"])
+def test_a_window_of_one_token_leaves_keys_unchecked_but_fails_nothing(family):
+    name, config = FAMILIES[family]
+    window = {"mistral": "sliding_window", "gpt_neo": "window_size"}[family]
+    FAMILIES["narrow"] = (name, config | {window: 1})
+    try:
+        found = tiny_model("narrow").verify()
+    finally:
+        del FAMILIES["narrow"]
+    assert found.passed, str(found)
+    unchecked = found.table.query("verdict == 'unchecked'")
+    assert {"a key moves its own and later z, of its own group", "a query moves its own z alone, of its own head"} == set(
+        unchecked["identity"]
+    )
+    assert unchecked["why"].str.startswith("nothing moved").all()
+
+
+def test_dead_neurons_are_unchecked():
+    hf = tiny_hf("llama")
+    for layer in hf.model.layers:
+        layer.mlp.up_proj.weight.data.zero_()
+    found = wb.load(hf, tokenizer=tiny_tokenizer()).verify()
+    assert found.passed, str(found)
+    assert found.table.set_index("identity").loc["negating the neurons moves the logits", "verdict"] == "unchecked"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_other_dtypes(dtype, smollm):
+    for family in ("llama", "gpt_neox", "olmo2"):
+        found = tiny_model(family, dtype=dtype).verify()
+        assert (found.table["verdict"] == "ok").all(), str(found)
+    assert wb.load(dtype=dtype).verify().passed
 
 
 def test_weights_that_cannot_be_read_are_said_to_be_unchecked():

@@ -1,6 +1,7 @@
 """Files on disk: JSON, Parquet and HTML, written beside their place and renamed, so that none is ever half-written."""
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -52,7 +53,18 @@ def staged(path: Path) -> Iterator[Path]:
 def write_json(path: Path, value: Any) -> None:
     """Indented JSON with a final line break."""
     with staged(path) as beside:
-        beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        beside.write_text(json.dumps(strict(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def strict(value: Any) -> Any:
+    """As JSON can hold it: keys are strings, NumPy's scalars Python's, and NaN and infinity null."""
+    if isinstance(value, dict):
+        return {str(key): strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [strict(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path) -> Any:

@@ -36,7 +36,7 @@ def site_table(model: LanguageModel) -> pd.DataFrame:
         for layer in [0] if name in WITHOUT_LAYER else range(model.n_layers):
             why = None if name in WITHOUT_LAYER else why_not(model.row.block(layer), name)
             groups.setdefault((why, None if why else _module(model, name, layer)), []).append(layer)
-        axes = [f"{axis} {sizes[axis]}" if axis in sizes else axis for axis in ("batch", "pos", *kind.shape.split(", "))]
+        axes = [f"{axis} {sizes[axis]}" if axis in sizes else axis for axis in kind.shape.split(", ")]
         for (why, module), layers in groups.items():
             site = Site(name, None if name in WITHOUT_LAYER else layers[0])
             rows.append(
@@ -144,8 +144,7 @@ def _mlp(block: Block) -> str:
 
 
 def _without(blocks: list[Block]) -> list[str]:
-    always = {"q_rot", "k_rot", "attn_scores", "pattern", "result", "router_logits"}
-    lacking = {name for block in blocks for name in SITES if name not in always and why_not(block, name)}
+    lacking = {name for block in blocks for name in SITES if name != "router_logits" and why_not(block, name)}
     return [name for name in SITES if name in lacking]
 
 

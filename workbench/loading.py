@@ -14,7 +14,7 @@ from workbench.errors import BrokenModel, UnknownArchitecture, UnknownModel, Unk
 from workbench.model import LanguageModel
 from workbench.model_files import check_weights, find, revision_of, weight_bytes
 from workbench.recognition import recognised, refuse_encoder_decoder
-from workbench.verification import verify_briefly
+from workbench.verification import TOLERANCE, verify_briefly
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -44,7 +44,7 @@ def load(
     Args:
         model: The embedded model's name (pulled on first use), a local folder, a Hugging Face id (from its cache, else
             downloaded), or a live model, which needs its tokenizer.
-        dtype: Of the weights; as stored, if not given.
+        dtype: Of the weights; as stored, if not given. A live model's own weights are changed.
         device: Where to put the weights; as they are (the CPU), if not given.
         device_map: How accelerate spreads the weights over devices, as `from_pretrained` takes it; instead of `device`.
         revision: Branch, tag or commit of a hub model.
@@ -54,6 +54,9 @@ def load(
         UnknownArchitecture: for an encoder-decoder, or a family without a row for which no guess holds.
         VerificationFailed: if the self-check fails.
     """
+    if dtype is not None and dtype not in TOLERANCE:
+        known = ", ".join(str(one).removeprefix("torch.") for one in TOLERANCE)
+        raise UnknownOption(f"dtype={dtype!r} is not known. Use torch's {known}.")
     if device is not None and device_map is not None:
         raise UnknownOption("device= and device_map= exclude each other: the map says where everything goes.")
     if isinstance(model, (str, Path)):
@@ -61,14 +64,14 @@ def load(
         hf, tokenizer = _from_folder(folder, tokenizer, dtype, device_map)
         name, revision, source = str(model), revision_of(folder), folder
     else:
-        if tokenizer is None:
-            raise UnknownModel("A live model was given without its tokenizer. Pass tokenizer=.")
-        if device_map is not None:
-            raise UnknownOption("device_map= is for models that are loaded from files; this one lies somewhere already.")
-        hf = _without_adapter_shell(model)
+        hf: Any = _live(model, tokenizer)
+        if device_map is not None or revision is not None:
+            raise UnknownOption("device_map= and revision= are for models that are loaded from files; this one is live.")
         name, revision, source = getattr(hf.config, "_name_or_path", "") or type(hf).__name__, "local", None
         if dtype is not None:
-            hf.to(dtype)  # pyright: ignore[reportArgumentType]
+            for parameter in hf.parameters():  # not hf.to: tables that from_pretrained keeps in float32 stay so
+                parameter.data = parameter.data.to(dtype)
+    assert tokenizer is not None
     if device is not None:
         _move(hf, device)
     hf.eval()
@@ -83,12 +86,23 @@ def load(
     return loaded
 
 
-def _without_adapter_shell(model: Any) -> "PreTrainedModel":
-    """The Hugging Face model inside a PeftModel: its linear layers carry the adapters.
+def _live(model: Any, tokenizer: Any) -> Any:
+    """The Hugging Face model that was given; inside a PeftModel, the one whose linear layers carry the adapters.
 
     Raises:
+        UnknownModel: if it is no such model, or its tokenizer is missing.
         UnknownArchitecture: for adapters that are no part of the layers (prompt tuning and its kin).
     """
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    if not isinstance(model, PreTrainedModel) and not hasattr(model, "get_base_model"):
+        raise UnknownModel(
+            f"A {type(model).__name__} was given where a model is wanted: a name, a folder, or a live Hugging Face model "
+            "(the one inside, if it is wrapped)."
+        )
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        found = "without its tokenizer" if tokenizer is None else f"with a {type(tokenizer).__name__} for a tokenizer"
+        raise UnknownModel(f"A live model was given {found}. Pass tokenizer=, as AutoTokenizer.from_pretrained gives it.")
     if not hasattr(model, "get_base_model"):
         return model
     if getattr(model.active_peft_config, "is_prompt_learning", False):
@@ -96,7 +110,7 @@ def _without_adapter_shell(model: Any) -> "PreTrainedModel":
             f"The adapter {model.active_adapter!r} adds virtual tokens before every text, so positions would not be those of "
             "the text. Load the base model, or an adapter of the weights (LoRA and its kin)."
         )
-    return model.get_base_model()
+    return model.get_base_model()  # pyright: ignore[reportCallIssue]
 
 
 def _from_folder(
@@ -123,9 +137,11 @@ def _from_folder(
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except UnknownArchitecture:
         raise
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, AssertionError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BrokenModel(f"{str(folder)!r} could not be loaded: {reason} Fetch it again, or mend the file named.") from None
+        raise BrokenModel(
+            f"{str(folder)!r} could not be loaded: {reason} Fetch it again, mend the file named, or choose another device_map."
+        ) from None
     assert tokenizer is not None
     return hf, tokenizer
 

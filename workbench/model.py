@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from workbench.architectures.cuts import Heads
+from workbench.architectures.cuts import ByHeadWritten, Heads
 from workbench.architectures.families import heads_of
 from workbench.architectures.row import Architecture, Block
 from workbench.architectures.taps import Tap, tap
@@ -42,6 +42,10 @@ WEIGHTS = (
     "ln2.w", "W_in", "W_gate", "W_out", "b_in", "b_gate", "b_out", "W_router", "b_router",
 )  # fmt: skip
 """Names that `LanguageModel.weight` knows; those of the first line take no layer."""
+
+
+WHOLE_WEIGHTS = WEIGHTS[:4]
+EXPERT_WEIGHTS = ("W_in", "W_gate", "W_out", "b_in", "b_gate", "b_out")
 
 
 class Batch(NamedTuple):
@@ -161,17 +165,28 @@ class LanguageModel:
         Raises:
             LayerOutOfRange: if the model has no such layer.
         """
-        if not -self.n_layers <= layer < self.n_layers:
-            raise LayerOutOfRange(f"Layer {layer} is not in {self.name!r}; layers go from 0 to {self.n_layers - 1}.")
+        if not isinstance(layer, int) or not -self.n_layers <= layer < self.n_layers:
+            raise LayerOutOfRange(f"Layer {layer!r} is not in {self.name!r}; layers go from 0 to {self.n_layers - 1}.")
         return self._blocks[layer]
 
     def block_row(self, layer: int) -> Block:
-        """Where that block keeps its parts; negative layers count from the end."""
+        """Where that block keeps its parts; negative layers count from the end.
+
+        Raises:
+            LayerOutOfRange: if the model has no such layer.
+        """
+        self.block(layer)
         return self.row.block(layer % self.n_layers)
 
     def tap(self, site: Site) -> Tap:
-        """Where a site is read from the modules."""
-        return tap(self.row, site, self.heads)
+        """Where a site is read from the modules.
+
+        Raises:
+            UnknownSite: if this layer does not have it.
+            UnreadableWeight: if it is `result`, and `W_O` cannot be read.
+        """
+        found = tap(self.row, site, self.heads)
+        return found if site.name != "result" else replace(found, cut=ByHeadWritten(self.weight("W_O", site.layer).detach()))
 
     def weight(self, name: str, layer: int | None = None, *, expert: int | Literal["shared"] | None = None) -> Tensor:
         """A weight by its TransformerLens name, read left to right (`x @ W`), a view of Hugging Face's own tensor.
@@ -264,6 +279,10 @@ class LanguageModel:
     ) -> Tensor | None:
         """As `weight`, but None where this model has none of that name: most biases."""
         row = self.row
+        if expert is not None and name not in EXPERT_WEIGHTS:
+            raise MissingWeight(f"{name!r} is no weight of an expert. Experts have {', '.join(EXPERT_WEIGHTS)}.")
+        if layer is not None and name in WHOLE_WEIGHTS:
+            raise LayerOutOfRange(f"Weight {name!r} belongs to the whole model. Ask for weight({name!r}).")
         if name == "W_E":
             return parameter(self.module(row.path("embed")), "weight")
         if name in ("W_U", "b_U"):
@@ -301,10 +320,11 @@ class LanguageModel:
             if experts.shared is None:
                 raise MissingWeight(f"Layer {layer} of {self.name} has no shared expert, only {self._n_experts(layer)} routed.")
             return shared_expert(module, experts)
-        if not 0 <= expert < self._n_experts(layer):
+        if not isinstance(expert, int) or isinstance(expert, bool) or not 0 <= expert < self._n_experts(layer):
             shared = "" if experts.shared is None else ", or 'shared'"
             raise MissingWeight(
-                f"Layer {layer} of {self.name} has no expert {expert}: they go from 0 to {self._n_experts(layer) - 1}{shared}."
+                f"Layer {layer} of {self.name} has no expert {expert!r}: they go from 0 to "
+                f"{self._n_experts(layer) - 1}{shared}."
             )
         return routed_expert(module.get_submodule(experts.path), experts, expert)
 
@@ -315,7 +335,7 @@ class LanguageModel:
     def _instead(self, name: str, layer: int | None) -> str:
         """What to ask for where a weight does not exist."""
         block = None if layer is None else self.block_row(layer)
-        if block is not None and name in ("W_in", "W_gate", "W_out") and block.up is None:
+        if block is not None and name in EXPERT_WEIGHTS and block.up is None:
             return (
                 f" It is a mixture of {self._n_experts(layer or 0)} experts: ask for one of them, "
                 f"weight({name!r}, {layer}, expert=0)."

@@ -43,6 +43,8 @@ def models() -> list[Listing]:
 
 def find(name: str, revision: str | None) -> Path:
     """The folder that a name means."""
+    if not name.strip():
+        raise UnknownModel(f"An empty model name was given. {_known()}")
     folder = Path(name).expanduser()
     if revision is not None and (name in EMBEDDED or folder.is_dir()):
         raise UnknownModel(f"revision={revision!r} was asked for, but {name!r} is no hub model: it has one revision.")

@@ -43,9 +43,15 @@ def recognised(
     row = row_of(config)
     if row is not None:
         return LanguageModel(hf, tokenizer, placed(row, hf), name, revision, source)
-    base = guess.trunk(hf, config)
     log.warning("Family %r has no row: guessing one from the module tree, and checking it.", config.model_type)
-    return _guessed(LanguageModel(hf, tokenizer, base, name, revision, source), config)
+    try:
+        base = guess.trunk(hf, config)
+        return _guessed(LanguageModel(hf, tokenizer, base, name, revision, source), config)
+    except (AttributeError, KeyError, IndexError, TypeError) as unlike:
+        raise UnknownArchitecture(
+            f"Family {config.model_type!r} has no row in workbench/architectures/families.py, and its modules are too unlike "
+            f"those known to guess one ({unlike}). Write a row (see `workbench families` for those there are)."
+        ) from unlike
 
 
 @dataclass(frozen=True)

@@ -13,42 +13,51 @@ class SiteKind(NamedTuple):
 
     meaning: str
     shape: str
-    """Its axes after batch and pos."""
+    """Its axes."""
     transformer_lens: str | None = None
     """Its name there, inside `blocks.{layer}.` if it belongs to a layer."""
     nnterp: str | None = None
     """Its accessor there, indexed by the layer."""
 
 
+_POS = "batch, pos"
+_STREAM, _NEURONS, _PAIRS = f"{_POS}, d_model", f"{_POS}, d_mlp", "batch, heads, pos, pos"
+
 SITES = {
-    "embed": SiteKind("token embedding, as the embedding module gives it", "d_model", "hook_embed", "token_embeddings"),
-    "resid_pre": SiteKind("residual stream entering a block", "d_model", "hook_resid_pre", "layers_input"),
-    "q": SiteKind("queries as projected, before query norms and rotation", "heads, d_head", "attn.hook_q"),
-    "k": SiteKind("keys as projected, before key norms and rotation", "kv_heads, d_head", "attn.hook_k"),
-    "v": SiteKind("values", "kv_heads, d_value", "attn.hook_v"),
-    "q_rot": SiteKind("queries after norms and rotation", "heads, d_head", "attn.hook_rot_q"),
-    "k_rot": SiteKind("keys after norms and rotation", "kv_heads, d_head", "attn.hook_rot_k"),
-    "attn_scores": SiteKind("attention scores, scaled and masked, before the softmax", "heads, pos", "attn.hook_attn_scores"),
-    "pattern": SiteKind("attention weights", "heads, pos", "attn.hook_pattern", "attention_probabilities"),
-    "z": SiteKind("attention-weighted values per head, the input of the output projection", "heads, d_value", "attn.hook_z"),
-    "result": SiteKind("what each head adds to the stream", "heads, d_model", "attn.hook_result"),
+    "embed": SiteKind("token embedding, as the embedding module gives it", _STREAM, "hook_embed", "token_embeddings"),
+    "resid_pre": SiteKind("residual stream entering a block", _STREAM, "hook_resid_pre", "layers_input"),
+    "q": SiteKind("queries as projected, before query norms and rotation", f"{_POS}, heads, d_head", "attn.hook_q"),
+    "k": SiteKind("keys as projected, before key norms and rotation", f"{_POS}, kv_heads, d_head", "attn.hook_k"),
+    "v": SiteKind("values", f"{_POS}, kv_heads, d_value", "attn.hook_v"),
+    "q_rot": SiteKind("queries after norms and rotation", f"{_POS}, heads, d_head", "attn.hook_rot_q"),
+    "k_rot": SiteKind("keys after norms and rotation", f"{_POS}, kv_heads, d_head", "attn.hook_rot_k"),
+    "attn_scores": SiteKind("attention scores, scaled and masked, before the softmax", _PAIRS, "attn.hook_attn_scores"),
+    "pattern": SiteKind("attention weights", _PAIRS, "attn.hook_pattern", "attention_probabilities"),
+    "z": SiteKind(
+        "attention-weighted values per head, the input of the output projection", f"{_POS}, heads, d_value", "attn.hook_z"
+    ),
+    "result": SiteKind(
+        "what each head adds to the stream (before a post-norm): z W_O head by head",
+        f"{_POS}, heads, d_model",
+        "attn.hook_result",
+    ),
     "attn_out": SiteKind(
         "what attention adds to the stream (after a post-norm or residual multiplier)",
-        "d_model", "hook_attn_out", "attentions_output",
+        _STREAM, "hook_attn_out", "attentions_output",
     ),
-    "resid_mid": SiteKind("residual stream between attention and MLP", "d_model", "hook_resid_mid"),
-    "mlp_pre": SiteKind("input of the nonlinearity (the gate's output in a gated MLP)", "d_mlp", "mlp.hook_pre"),
-    "mlp_up": SiteKind("output of the up projection of a gated MLP", "d_mlp", "mlp.hook_pre_linear"),
-    "mlp_post": SiteKind("the neurons: input of the down projection", "d_mlp", "mlp.hook_post"),
-    "router_logits": SiteKind("scores of the experts, before the router chooses", "n_experts"),
+    "resid_mid": SiteKind("residual stream between attention and MLP", _STREAM, "hook_resid_mid"),
+    "mlp_pre": SiteKind("input of the nonlinearity (the gate's output in a gated MLP)", _NEURONS, "mlp.hook_pre"),
+    "mlp_up": SiteKind("output of the up projection of a gated MLP", _NEURONS, "mlp.hook_pre_linear"),
+    "mlp_post": SiteKind("the neurons: input of the down projection", _NEURONS, "mlp.hook_post"),
+    "router_logits": SiteKind("scores of the experts, before the router chooses", f"{_POS}, n_experts"),
     "mlp_out": SiteKind(
         "what the MLP adds to the stream (after a post-norm or residual multiplier)",
-        "d_model", "hook_mlp_out", "mlps_output",
+        _STREAM, "hook_mlp_out", "mlps_output",
     ),
     "resid_post": SiteKind(
-        "residual stream leaving a block (the last one: before the final norm)", "d_model", "hook_resid_post", "layers_output"
+        "residual stream leaving a block (the last one: before the final norm)", _STREAM, "hook_resid_post", "layers_output"
     ),
-    "ln_final": SiteKind("output of the final norm", "d_model", "ln_final.hook_out"),
+    "ln_final": SiteKind("output of the final norm", _STREAM, "ln_final.hook_out"),
 }  # fmt: skip
 """Every site, in the order of the forward pass."""
 

@@ -1,14 +1,15 @@
 """Reading and changing a model's inner tensors while it runs. The only file that registers hooks."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from workbench.architectures.taps import Tap
-from workbench.errors import ReadOnlySite
+from workbench.attention import Watch, eager
+from workbench.errors import ReadOnlySite, WorkbenchError
 from workbench.model import Batch, LanguageModel
 from workbench.sites import Site, parse_sites
 
@@ -28,10 +29,19 @@ class Activations(Mapping[str, Tensor]):
         """The tensor at a site, in any spelling that `capture` takes."""
         if site in self._values:
             return self._values[site]
-        name = str(Site.parse(site, self._n_layers))
+        try:
+            name = str(Site.parse(site, self._n_layers))
+        except WorkbenchError as unknown:
+            raise KeyError(str(unknown)) from unknown
         if name not in self._values:
             raise KeyError(f"{site} was not captured; captured: {', '.join(self._values)}")
         return self._values[name]
+
+    def __contains__(self, site: object) -> bool:
+        try:
+            return str(Site.parse(str(site), self._n_layers)) in self._values
+        except WorkbenchError:
+            return False
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -109,49 +119,71 @@ def edited(model: LanguageModel, edits: Mapping[Site, Edit]) -> Iterator[None]:
         ReadOnlySite: from the forward pass, if an edit changes a site past which the model's own tensor goes
             (`resid_mid`, `router_logits`).
     """
-    handles: list[Any] = []
-    axes: dict[str, tuple[int, int]] = {}
-    try:
+    taps = {site: model.tap(site) for site in edits}
+    with ExitStack() as hooks:
+        if any(tap.end == "inside" for tap in taps.values()):
+            hooks.enter_context(eager(model.module(model.row.backbone)))
+        axes: dict[str, tuple[int, int]] = {}
         for site, edit in edits.items():
-            tap = model.tap(site)
-            module = model.module(tap.path)
+            tap = taps[site]
             if tap.block is not None and tap.block not in axes:
                 axes[tap.block] = (0, 0)
-                seen = _Axes(axes, tap.block)
-                handles.append(model.module(tap.block).register_forward_pre_hook(seen.on_input, with_kwargs=True))
-            applied = _Applied(site, edit, tap, axes)
-            if tap.end == "output":
-                handles.append(module.register_forward_hook(applied.on_output))
+                block, seen = model.module(tap.block), _Axes(axes, tap.block)
+                hooks.callback(block.register_forward_pre_hook(seen.on_input, with_kwargs=True).remove)
+            module, applied = model.module(tap.path), _Applied(site, edit, tap, axes)
+            if tap.end == "inside":
+                hooks.enter_context(_watched(module, site.name, applied.to))
+            elif tap.end == "output":
+                hooks.callback(module.register_forward_hook(applied.on_output).remove)
             else:
-                handles.append(module.register_forward_pre_hook(applied.on_input, with_kwargs=True))
+                hooks.callback(module.register_forward_pre_hook(applied.on_input, with_kwargs=True).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-class BlockCall(NamedTuple):
-    """What a block was called with in a forward pass: it can be run again alone."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+_WATCHES: dict[nn.Module, Watch] = {}
+"""One an attention module, shared by all edits inside it, so that they come in the order in which they were opened."""
 
 
 @contextmanager
-def block_calls(model: LanguageModel) -> Iterator[list[BlockCall]]:
-    """While open, the calls of every block in a forward pass are put into the list, in order."""
-    calls: list[BlockCall] = []
-    handles = [
-        model.block(layer).register_forward_pre_hook(
-            lambda module, args, kwargs: calls.append(BlockCall(args, kwargs)), with_kwargs=True
-        )
-        for layer in range(model.n_layers)
-    ]
-    try:
+def _watched(module: nn.Module, name: str, edit: Edit) -> Iterator[None]:
+    """Hand what is at a site inside an attention module to the edit."""
+    with ExitStack() as hooks:
+        if module not in _WATCHES:
+            watch = _WATCHES[module] = Watch()
+            hooks.callback(_WATCHES.pop, module)
+            hooks.callback(module.register_forward_pre_hook(watch.start).remove)
+            hooks.callback(module.register_forward_hook(watch.stop, always_call=True).remove)
+        edits = _WATCHES[module].edits[name]
+        edits.append(edit)
+        hooks.callback(edits.remove, edit)
+        yield
+
+
+class Call(NamedTuple):
+    """What a module was called with, and what it gave: it can be run again alone."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+
+
+@contextmanager
+def calls_of(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, Call]]:
+    """While open, forward passes put the last call of each module into the dict."""
+    calls: dict[int, Call] = {}
+    with ExitStack() as hooks:
+        for key, module in modules.items():
+            hooks.callback(module.register_forward_hook(_Recorder(calls, key).on_output, with_kwargs=True).remove)
         yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+class _Recorder(NamedTuple):
+    calls: dict[int, Call]
+    key: int
+
+    def on_output(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        # A copy: some models go on adding to it in place.
+        self.calls[self.key] = Call(args, kwargs, output.clone() if isinstance(output, Tensor) else output)
 
 
 class _Applied(NamedTuple):

@@ -324,7 +324,7 @@ def _expert(model: LanguageModel, part: str, layers: list[int]) -> Expert:
         UnknownOption: if the part is spelled otherwise.
         MissingWeight: if a layer does not have it; the text says which layers do.
     """
-    match = re.fullmatch(r"mlp|experts\.(\d+|shared)", part)
+    match = re.fullmatch(r"mlp|experts\.(\d+|shared)", str(part))
     if match is None:
         raise UnknownOption(f"part={part!r} is not known. Use 'mlp', 'experts.0' (any number) or 'experts.shared'.")
     blocks = {layer: model.block_row(layer) for layer in range(model.n_layers)}

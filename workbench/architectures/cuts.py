@@ -7,6 +7,7 @@ that makes it, so that a guessed row can be pasted.
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 Which = Literal["q", "k", "v"]
@@ -102,3 +103,57 @@ class OfHead(Cut):
     def take(self, x: Tensor, heads: Heads) -> Tensor:
         x = x.squeeze(1) if x.dim() == 4 else x  # DeepSeek's compressed stream has an axis of one more
         return x.unflatten(-1, (heads.n_heads, -1))[..., self.start : self.stop]
+
+
+@dataclass(frozen=True)
+class Values(Cut):
+    """Head after head, of the width of values."""
+
+    def take(self, x: Tensor, heads: Heads) -> Tensor:
+        return x.unflatten(-1, (-1, heads.d_value))
+
+
+@dataclass(frozen=True)
+class RotatedQueries(Cut):
+    """`[batch, heads, pos, d_head]`, or the first two axes in one, as the attention function multiplies them."""
+
+    def take(self, x: Tensor, heads: Heads) -> Tensor:
+        return _four_axes(x, heads).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class RotatedKeys(Cut):
+    """`[batch, heads, d_head, pos]`, each key repeated for the queries of its group."""
+
+    def take(self, x: Tensor, heads: Heads) -> Tensor:
+        x = _four_axes(x, heads)
+        return x[:, :: x.shape[1] // heads.n_key_value_heads].permute(0, 3, 1, 2)
+
+    def put(self, x: Tensor, heads: Heads, new: Tensor) -> None:
+        x = _four_axes(x, heads)
+        x.copy_(new.permute(0, 2, 3, 1).repeat_interleave(x.shape[1] // heads.n_key_value_heads, dim=1))
+
+
+def _four_axes(x: Tensor, heads: Heads) -> Tensor:
+    return x.unflatten(0, (-1, heads.n_heads)) if x.dim() == 3 else x
+
+
+@dataclass(frozen=True)
+class Pairs(Cut):
+    """`[batch, heads, pos, pos]`, or the first two axes in one; without the last column where it is no token (GPT-OSS)."""
+
+    sink: bool = False
+
+    def take(self, x: Tensor, heads: Heads) -> Tensor:
+        x = _four_axes(x, heads)
+        return x[..., :-1] if self.sink else x
+
+
+@dataclass(frozen=True, eq=False)
+class ByHeadWritten(Cut):
+    """What each head of `z` writes, through its own matrix of `W_O [heads, d_value, d_model]`."""
+
+    W_O: Tensor
+
+    def take(self, x: Tensor, heads: Heads) -> Tensor:
+        return torch.einsum("...hd,hdm->...hm", x.unflatten(-1, (-1, heads.d_value)), self.W_O)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from workbench.architectures.cuts import ByHead, Grouped, Half, Heads, OfHead, Stacked
 from workbench.architectures.row import Architecture, Block, Experts, Part
@@ -107,10 +106,11 @@ def gpt_neox(config: Any) -> Architecture:
 
 def opt(config: Any) -> Architecture:
     """Fully connected layers without a module of their own, which see `[batch·pos, d]`."""
-    if not config.do_layer_norm_before or config.word_embed_proj_dim != config.hidden_size:
+    projected = config.word_embed_proj_dim != config.hidden_size
+    if not config.do_layer_norm_before or projected or config._remove_final_layer_norm:
         raise UnknownArchitecture(
-            "This OPT (as opt-350m) norms the stream itself after each addition and projects it at both ends, so nothing is "
-            "added to one stream and no site would be what its name says. The other OPT models have a row."
+            "This OPT (as opt-350m) norms the stream itself after each addition, projects it at both ends, or has no final "
+            "norm, so no site would be what its name says. The other OPT models have a row."
         )
     block = Block(
         attn="self_attn",
@@ -142,6 +142,8 @@ def bloom(config: Any) -> Architecture:
 
 def falcon(config: Any) -> Architecture:
     """Three kinds: sequential (rw), parallel with one norm (7b), parallel with two (40b and later, grouped heads)."""
+    if config.new_decoder_architecture and not config.parallel_attn:
+        raise UnknownArchitecture("The newer Falcon has parallel blocks: with parallel_attn=False transformers cannot run it.")
     parallel = config.new_decoder_architecture or config.parallel_attn
     two_norms = config.new_decoder_architecture and config.num_ln_in_parallel_attn in (None, 2)
     if two_norms:
@@ -160,6 +162,7 @@ def falcon(config: Any) -> Architecture:
         **_fused(cut, "self_attention.query_key_value", "self_attention.dense"),
         **_H_TO_4H,
         mutated=frozenset({"mlp_out"} if parallel else ()),  # mlp_output += attention_output
+        no_pattern="Hugging Face's eager Falcon adds its position bias twice" if config.alibi else "",
     )
     return Architecture(
         "falcon",
@@ -182,6 +185,8 @@ def _gemma(model_type: str, *, post_norms: bool) -> Row:
     }
 
     def row(config: Any) -> Architecture:
+        if getattr(config, "use_bidirectional_attention", False):
+            raise UnknownArchitecture(f"This {model_type} looks ahead (use_bidirectional_attention): it is not causal.")
         return replace(
             _like_llama(model_type, **(four if post_norms else {})),
             embed_scale=config.hidden_size**0.5,
@@ -237,7 +242,7 @@ def lfm2(config: Any) -> Architecture:
     """Some layers mix positions by a short convolution; the norm called `embedding_norm` is the final one."""
     mlp: dict[str, Any] = {
         "mlp": "feed_forward", "gate": Part("feed_forward.w1"), "up": Part("feed_forward.w3"), "down": Part("feed_forward.w2"),
-        "ln1": "operator_norm", "ln2": "ffn_norm", "act": F.silu,
+        "ln1": "operator_norm", "ln2": "ffn_norm", "act_function": "silu",
     }  # fmt: skip
     attention = Block(**_changed(mlp, o=Part("self_attn.out_proj")))
     convolution = Block(**mlp, attn=None, q=None, k=None, v=None, o=None)
@@ -286,7 +291,7 @@ def deepseek_v3(config: Any) -> Architecture:
         "k": None,
         "v": Part("self_attn.kv_b_proj", OfHead(nope), reads_stream=False),
     }
-    dense, sparse = replace(LLAMA, **attention), _mixture(Experts(shared="mlp.shared_experts"), **attention)
+    dense, sparse = replace(LLAMA, **attention), _mixture(Experts(shared="mlp.shared_experts", chosen="corrected"), **attention)
     return Architecture(
         "deepseek_v3",
         blocks=tuple(dense if i < config.first_k_dense_replace else sparse for i in range(config.num_hidden_layers)),
@@ -307,7 +312,7 @@ def _clamped_swish(experts: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
 
 GPT_OSS = Architecture(
     "gpt_oss",
-    blocks=(_mixture(Experts(router="mlp.router", out_in=False, interleaved=True, combine=_clamped_swish)),),
+    blocks=(_mixture(Experts(router="mlp.router", out_in=False, interleaved=True, combine=_clamped_swish), sinks=True),),
 )
 
 
@@ -323,7 +328,7 @@ def llama4_text(config: Any) -> Architecture:
     dense = {name: Part(f"{prefix}.{name}_proj") for name in ("up", "gate", "down")}
     experts = Experts(
         path=f"{prefix}.experts", router=f"{prefix}.router", router_item=1, out_in=False, call=_all_experts,
-        shared=f"{prefix}.shared_expert",
+        shared=f"{prefix}.shared_expert", chosen=None,
     )  # fmt: skip
     sparse = _mixture(experts, mlp=prefix, flattened=frozenset({"router_logits", "mlp_out"}))
     plain = replace(LLAMA, mlp=prefix, act=f"{prefix}.activation_fn", **dense)

@@ -37,11 +37,11 @@ def trunk(hf: Any, config: Any) -> Architecture:
     embed, head = names.get(hf.get_input_embeddings()), names.get(hf.get_output_embeddings())
     stacks = [name for name, module in hf.named_modules() if _is_stack(module, config.num_hidden_layers)]
     if not stacks or embed is None or head is None:
-        sought = (("a list of blocks", stacks), ("an embedding", embed), ("a head", head))
+        sought = (("no list of blocks", stacks), ("no embedding", embed), ("no head", head))
         lacking = [what for what, found in sought if not found]
         raise UnknownArchitecture(
-            f"{type(hf).__name__} has no row in workbench/architectures/families.py, and in its module tree no "
-            f"{' and no '.join(lacking)} can be told. Load the causal language model itself, with its head, or write a row."
+            f"{type(hf).__name__} has no row in workbench/architectures/families.py, and its module tree holds "
+            f"{' and '.join(lacking)} that can be told. Load the causal language model itself, with its head, or write a row."
         )
     layers = max(stacks, key=lambda name: _common(name, embed))
     backbone = layers.rpartition(".")[0]
@@ -144,7 +144,7 @@ def _mlp(block: nn.Module, linear: list[str], config: Any) -> dict[str, Any]:
     if down is None or (fused is None and up is None):
         raise _untold(block, "the MLP's projections", linear)
     mlp = down.rpartition(".")[0] or down
-    parts: dict[str, Any] = {"mlp": mlp, "down": Part(down), "act": _activation(block, mlp, config)}
+    parts: dict[str, Any] = {"mlp": mlp, "down": Part(down)} | _activation(block, mlp, config)
     if fused is not None:
         return parts | {"gate": Part(fused, Half(0)), "up": Part(fused, Half(1))}
     return parts | {"gate": None if gate is None or gate == up else Part(gate), "up": Part(up or "")}
@@ -152,13 +152,17 @@ def _mlp(block: nn.Module, linear: list[str], config: Any) -> dict[str, Any]:
 
 def _mixture(block: nn.Module, stacked: str) -> dict[str, Any]:
     mlp, experts = stacked.rpartition(".")[0], block.get_submodule(stacked)
+    if not mlp:
+        raise _untold(block, "the module around the experts", [stacked])
     children = dict(block.get_submodule(mlp).named_children())
     router = next((name for name in ("gate", "router") if name in children), None)
     shared = next((name for name in _SHARED if name in children), None)
     if router is None:
         raise _untold(block, "the router", list(children))
     down = experts.get_parameter("down_proj")
-    weight = children[router].get_parameter("weight")
+    weight = getattr(children[router], "weight", None)
+    if not isinstance(weight, nn.Parameter):
+        raise _untold(block, "the router's weight", list(children))
     return {
         "mlp": mlp,
         "up": None,
@@ -174,14 +178,12 @@ def _mixture(block: nn.Module, stacked: str) -> dict[str, Any]:
     }
 
 
-def _activation(block: nn.Module, mlp: str, config: Any) -> Any:
-    from transformers.activations import ACT2FN
-
-    for name, module in block.get_submodule(mlp).named_children():
-        if name in _ACTIVATION or (not list(module.parameters()) and module in ACT2FN.values()):
-            return f"{mlp}.{name}"
-    named = getattr(config, "hidden_act", None) or getattr(config, "activation_function", None) or "silu"
-    return ACT2FN[named].forward
+def _activation(block: nn.Module, mlp: str, config: Any) -> dict[str, Any]:
+    for name, _ in block.get_submodule(mlp).named_children():
+        if name in _ACTIVATION:
+            return {"act": f"{mlp}.{name}"}
+    named = (getattr(config, name, None) for name in ("hidden_act", "hidden_activation", "activation_function"))
+    return {"act_function": next(filter(None, named), "silu")}
 
 
 def _merged(blocks: list[Block]) -> tuple[Block, ...]:

@@ -42,7 +42,7 @@ def missing_modules(row: Architecture, hf: nn.Module) -> list[str]:
             block = row.block(layer)
             inside = [block.attn, block.mlp, block.ln1, block.ln1_post, block.ln2, block.ln2_post]
             inside += [part.path for part in block.parts()]
-            inside += [block.act] if isinstance(block.act, str) and block.up is not None else []
+            inside += [block.act] if block.act_function is None and block.up is not None else []
             if block.experts is not None:
                 inside += [block.experts.path, block.experts.router, block.experts.shared]
             paths += [row.path(path, layer) for path in inside if path is not None]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -26,7 +26,7 @@ def multiplied(experts: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda gate, up: experts.get_submodule("act_fn")(gate) * up
 
 
-def chosen(experts: nn.Module, x: Tensor, expert: int) -> Tensor:
+def called_for_one(experts: nn.Module, x: Tensor, expert: int) -> Tensor:
     """What one expert gives, had it alone been chosen with weight 1: the call of Hugging Face's own experts module."""
     rows = x.shape[0]
     return experts(x, x.new_full((rows, 1), expert).long(), x.new_ones(rows, 1))
@@ -47,8 +47,11 @@ class Experts:
     """Whether the gate's and the up projection's outputs alternate; else the gate's come first."""
     combine: Callable[[nn.Module], Callable[[Tensor, Tensor], Tensor]] = multiplied
     """From the experts' module to the function of gate and up outputs that gives the neurons."""
-    call: Callable[[nn.Module, Tensor, int], Tensor] = chosen
+    call: Callable[[nn.Module, Tensor, int], Tensor] = called_for_one
     """What one expert gives for rows `x`, asked of the model's own module: for the self-check."""
+    chosen: Literal["largest", "corrected"] | None = "largest"
+    """Which experts a token goes through: those of the largest logits; those after a correction that is no part of the
+    logits (DeepSeek); or, if None, all of them, with their inputs weighted (Llama 4)."""
     shared: str | None = None
     """An expert that every token goes through, with `gate_proj up_proj down_proj` of its own."""
 
@@ -77,13 +80,19 @@ class Block:
     """None, as `down`, in a mixture of experts."""
     gate: Part | None = Part("mlp.gate_proj")
     down: Part | None = Part("mlp.down_proj")
-    act: str | Callable[[Tensor], Tensor] = "mlp.act_fn"
-    """The nonlinearity's module, or the function where the family calls it without one."""
+    act: str = "mlp.act_fn"
+    """The nonlinearity's module."""
+    act_function: str | None = None
+    """Its name among transformers' activations, where the family calls it without a module."""
     experts: Experts | None = None
     residual_multiplier: float = 1.0
     """What attention and MLP give is multiplied by this when it is added (Granite)."""
     flattened: frozenset[str] = frozenset()
     """Sites whose tensors come as `[batch·pos, …]`."""
+    sinks: bool = False
+    """Whether each row of scores has one column more, which takes attention to no token (GPT-OSS)."""
+    no_pattern: str = ""
+    """Why nothing inside the attention function can be seen, where it cannot."""
     mutated: frozenset[str] = frozenset()
     """Sites whose tensors the block changes in place later: they are copied when kept."""
 

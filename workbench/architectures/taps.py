@@ -5,20 +5,14 @@ from typing import Literal
 
 from torch import Tensor
 
-from workbench.architectures.cuts import WHOLE, Cut, Heads
+from workbench.architectures.cuts import WHOLE, Cut, Heads, Pairs, RotatedKeys, RotatedQueries, Values
 from workbench.architectures.row import Architecture, Block
+from workbench.attention import INSIDE
 from workbench.errors import UnknownSite
 from workbench.sites import Site
 
-_INSIDE_ATTENTION = {
-    "q_rot": "Use q, the queries before norms and rotation",
-    "k_rot": "Use k, the keys before norms and rotation",
-    "attn_scores": "Use q, k and z around it",
-    "pattern": "Use v before it and z after it",
-    "result": "Use z and weight('W_O', layer): result = z W_O, head by head",
-}
 _NEURONS = {"mlp_pre", "mlp_up", "mlp_post"}
-_ATTENTION = {"attn_out", "q", "k", "v", "z", *_INSIDE_ATTENTION}
+_ATTENTION = {"attn_out", "q", "k", "v", "z", "result", *INSIDE}
 
 
 @dataclass(frozen=True)
@@ -27,7 +21,8 @@ class Tap:
 
     path: str
     """Module path from the causal language model."""
-    end: Literal["input", "output"]
+    end: Literal["input", "output", "inside"]
+    """`inside`: between two calls of the attention function, see `workbench.attention`."""
     cut: Cut
     heads: Heads
     item: int = 0
@@ -61,11 +56,6 @@ class Tap:
         return value if axes is None or value.dim() != 2 else value.unflatten(0, axes)
 
 
-class _Values(Cut):
-    def take(self, x: Tensor, heads: Heads) -> Tensor:
-        return x.unflatten(-1, (-1, heads.d_value))
-
-
 def tap(row: Architecture, site: Site, heads: Heads) -> Tap:
     """Where a site is read.
 
@@ -84,11 +74,11 @@ def tap(row: Architecture, site: Site, heads: Heads) -> Tap:
     name, experts = site.name, block.experts
     return Tap(
         path=row.path(path, site.layer).rstrip("."),
-        end="input" if end == "input" else "output",
+        end=end,
         cut=cut,
         heads=heads,
         item=experts.router_item if name == "router_logits" and experts is not None else 0,
-        scale=block.residual_multiplier if name in ("attn_out", "mlp_out") else 1.0,
+        scale=block.residual_multiplier if name in ("attn_out", "mlp_out", "result") else 1.0,
         block=row.path("", site.layer).rstrip(".") if name in block.flattened else None,
         mutated=name in block.mutated,
         passed_by=_PASSED_BY.get(name),
@@ -96,6 +86,7 @@ def tap(row: Architecture, site: Site, heads: Heads) -> Tap:
 
 
 _PASSED_BY = {
+    "result": "the heads are added up in one product. Write z, of which it is made",
     "resid_mid": "the stream itself passes this place by. Write attn_out, which is added to it, or resid_post",
     "router_logits": "the router has chosen its experts already when it gives them. Write mlp_out, or the router's weight",
 }
@@ -108,8 +99,8 @@ def why_not(block: Block, name: str) -> str | None:
             "this layer mixes positions without attention. Use resid_mid - resid_pre for what it adds; layers with "
             "attention have q k v z attn_out."
         )
-    if name in _INSIDE_ATTENTION:
-        return f"it lies inside the attention function, where no module begins or ends. {_INSIDE_ATTENTION[name]}."
+    if name in INSIDE and block.no_pattern:
+        return f"{block.no_pattern}. Use q, k and v before it and z after it."
     if name == "k" and block.k is None:
         return "keys are put together of a part a head and a part that all heads share. Use q and v, or attn_out."
     if name == "resid_mid" and block.parallel:
@@ -126,7 +117,7 @@ def why_not(block: Block, name: str) -> str | None:
     return None
 
 
-def _place(block: Block, name: str) -> tuple[str, str, Cut]:
+def _place(block: Block, name: str) -> tuple[str, Literal["input", "output", "inside"], Cut]:
     """Module inside the block, its end, and the cut of a site that the block has."""
     if name in ("resid_pre", "resid_post"):
         return "", "input" if name == "resid_pre" else "output", WHOLE
@@ -139,11 +130,16 @@ def _place(block: Block, name: str) -> tuple[str, str, Cut]:
     if name == "router_logits":
         assert block.experts is not None
         return block.experts.router, "output", WHOLE
+    if name in INSIDE:
+        assert block.o is not None
+        scores = Pairs(block.sinks)
+        cuts = {"q_rot": RotatedQueries(), "k_rot": RotatedKeys(), "attn_scores": scores, "pattern": scores}
+        return block.o.path.rpartition(".")[0], "inside", cuts[name]
     part = {
-        "q": block.q, "k": block.k, "v": block.v, "z": block.o,
+        "q": block.q, "k": block.k, "v": block.v, "z": block.o, "result": block.o,
         "mlp_pre": block.gate or block.up, "mlp_up": block.up, "mlp_post": block.down,
     }[name]  # fmt: skip
     assert part is not None
-    if name == "z":
-        return part.path, "input", _Values()
+    if name in ("z", "result"):
+        return part.path, "input", Values()
     return part.path, "input" if name == "mlp_post" else "output", part.cut

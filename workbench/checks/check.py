@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from workbench.errors import UnreadableWeight
+from workbench.errors import MissingWeight, UnreadableWeight
 from workbench.model import Batch, LanguageModel
 
 LENGTHS = (7, 4)
@@ -26,19 +26,23 @@ class Check(NamedTuple):
     """Whether two passes through all layers are compared, whose roundings add up, not tensors of one place."""
 
 
+class NothingToSee(Exception):
+    """An identity that this model gives no occasion to try: what would have to move is zero, or hidden by a window."""
+
+
 def check(identity: str, layer: int | None, compute: Callable[[], float], *, through: bool = False) -> Check:
     """The identity with its error: without one where a weight that it needs cannot be read, infinite where shapes do not
     even meet."""
     try:
         return Check(identity, layer, compute(), through=through)
-    except UnreadableWeight as unreadable:
-        return Check(identity, layer, float("nan"), str(unreadable))
+    except (UnreadableWeight, NothingToSee) as reason:
+        return Check(identity, layer, float("nan"), str(reason))
     except MISFITS as misfit:
         return Check(identity, layer, *misfitting(misfit))
 
 
-MISFITS = (RuntimeError, IndexError, TypeError, AttributeError)
-"""What torch raises where a row does not fit the tensors that it speaks of."""
+MISFITS = (RuntimeError, IndexError, KeyError, TypeError, AttributeError, AssertionError, MissingWeight)
+"""What is raised where a row does not fit the modules and tensors that it speaks of."""
 
 
 def misfitting(raised: Exception) -> tuple[float, str]:

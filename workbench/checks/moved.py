@@ -12,11 +12,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from workbench.checks.check import LENGTHS, Check, check, error
+from workbench.checks.check import LENGTHS, Check, NothingToSee, check, error
 from workbench.checks.still import sites_of
 from workbench.model import Batch, LanguageModel
 from workbench.sites import Site
-from workbench.tracer import BlockCall, Edit, block_calls, edited, keeping
+from workbench.tracer import Call, Edit, calls_of, edited, keeping
 
 EDITED, LATER = LENGTHS[0] - 2, LENGTHS[0] - 1
 """Positions in the first row, which has no padding: neighbours, so that a window of two tokens shows one to the other."""
@@ -25,29 +25,31 @@ EDITED, LATER = LENGTHS[0] - 2, LENGTHS[0] - 1
 def moved(model: LanguageModel, batch: Batch) -> Iterator[Check]:
     """What edits do, at every layer."""
     sites, rows = sites_of(model), [model.row.block(layer) for layer in range(model.n_layers)]
-    with block_calls(model) as calls, keeping(model, [s for s in sites if s.name == "z"], to_the_end=True) as clean:
+    blocks = {layer: model.block(layer) for layer in range(model.n_layers)}
+    with calls_of(blocks) as calls, keeping(model, [s for s in sites if s.name == "z"], to_the_end=True) as clean:
         logits = model.forward(batch)[batch.mask]
-    writable = [site for site in sites if model.tap(site).passed_by is None]
+    writable = [site for site in sites if site.name != "result" and model.tap(site).passed_by is None]
     with edited(model, dict.fromkeys(writable, torch.clone)):
         same = model.forward(batch)[batch.mask]
     yield check("writing back what every site holds changes no logit", None, lambda: error(same, logits), through=True)
     neurons = {layer: Site("mlp_post" if row.up is not None else "mlp_out", layer) for layer, row in enumerate(rows)}
     with edited(model, dict.fromkeys(neurons.values(), torch.neg)):
         other = model.forward(batch)[batch.mask]
-    yield check("negating the neurons moves the logits", None, lambda: float(torch.equal(other, logits)))
-    for layer, call in enumerate(calls):
+    yield check("negating the neurons moves the logits", None, lambda: _moved(other, logits))
+    for layer, call in sorted(calls.items()):
         yield _addition(model, layer, call, sites)
         if rows[layer].attn is not None:
             yield from _heads(model, layer, call, clean[Site("z", layer)][0])
 
 
-def _addition(model: LanguageModel, layer: int, call: BlockCall, sites: list[Site]) -> Check:
+def _addition(model: LanguageModel, layer: int, call: Call, sites: list[Site]) -> Check:
     """The stream adds up also when what is added to it is overwritten with noise."""
     generator = torch.Generator().manual_seed(layer)
 
     def noisy(value: Tensor) -> Tensor:
         random = torch.randn(value.shape, generator=generator).to(value)
-        return value + random * value.norm(dim=-1, keepdim=True) / random.norm(dim=-1, keepdim=True)
+        # An eighth of the row's length: float16 has no room for twice a massive state.
+        return value + random * (value.norm(dim=-1, keepdim=True) / (8 * random.norm(dim=-1, keepdim=True)))
 
     edits = {site: noisy for site in sites if site.layer == layer and site.name in ("attn_out", "mlp_post", "mlp_out")}
     kept_sites = [Site("resid_pre", layer), *edits, Site("resid_post", layer)]
@@ -63,7 +65,7 @@ def _addition(model: LanguageModel, layer: int, call: BlockCall, sites: list[Sit
     )
 
 
-def _heads(model: LanguageModel, layer: int, call: BlockCall, clean: Tensor) -> Iterator[Check]:
+def _heads(model: LanguageModel, layer: int, call: Call, clean: Tensor) -> Iterator[Check]:
     """What a random half of the heads' queries, keys and values move of `z [pos, heads, d_value]`, the first row's."""
     n_heads, n_groups = model.heads.n_heads, model.heads.n_key_value_heads
     generator = torch.Generator().manual_seed(layer)
@@ -122,7 +124,17 @@ def _heads_of(groups: Tensor, size: int) -> Tensor:
 
 
 def _moved_alone(found: Tensor, clean: Tensor, allowed: Tensor, required: Tensor) -> float:
-    """How far anything moved that must not; 1 if something that must move did not."""
-    if torch.equal(found[required], clean[required]):
-        return 1.0
-    return error(found[~allowed], clean[~allowed])
+    """How far anything moved that must not."""
+    _moved(found[required], clean[required])
+    return error(found[~allowed], clean[~allowed]) if not allowed.all() else 0.0
+
+
+def _moved(found: Tensor, clean: Tensor) -> float:
+    """0, as it should.
+
+    Raises:
+        NothingToSee: if nothing moved. A row that lies moves the wrong thing, and is caught by that.
+    """
+    if torch.equal(found, clean):
+        raise NothingToSee("nothing moved: what was edited is all zero, or a window of one token hides it")
+    return 0.0

@@ -4,14 +4,19 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 
 from workbench.architectures.row import Block
 from workbench.architectures.taps import why_not
 from workbench.architectures.weights import Expert, norm_bias
+from workbench.attention import INSIDE
 from workbench.checks.check import Check, check, error
 from workbench.model import Batch, LanguageModel
 from workbench.sites import SITES, WITHOUT_LAYER, Site
 from workbench.tracer import keeping
+
+APART = {*INSIDE, "result"}
+"""Sites that another attention function is switched on for, or that are a product: see `workbench.checks.inside`."""
 
 
 def sites_of(model: LanguageModel) -> list[Site]:
@@ -24,8 +29,14 @@ def sites_of(model: LanguageModel) -> list[Site]:
 
 def still(model: LanguageModel, batch: Batch) -> Iterator[Check]:
     """Identities of one forward pass."""
-    with keeping(model, sites_of(model), to_the_end=True) as kept:
+    sites = [site for site in sites_of(model) if site.name not in APART]
+    with keeping(model, sites, to_the_end=True) as kept:
         logits = model.forward(batch)[batch.mask]
+    if missing := [site for site in sites if site not in kept]:
+        for site in missing:
+            path = model.tap(site).path
+            yield Check(f"{site.name} is read where the row says", site.layer, float("inf"), f"{path} is never called")
+        return
     acts = {str(site): value[batch.mask] for site, value in kept.items()}
 
     row = model.row
@@ -139,9 +150,10 @@ class _Weights:
         experts = self.row.experts
         assert experts is not None
         x = self.normed(self.row.ln2, self.mlp_stream)
+        # Over all tokens at once: the logits of one token may nearly cancel.
         yield self.check(
             "ln2(stream) W_router = router_logits",
-            lambda: error(x @ self.weight("W_router") + self.bias("b_router"), self.at["router_logits"]),
+            lambda: error((x @ self.weight("W_router") + self.bias("b_router")).flatten(), self.at["router_logits"].flatten()),
         )
         module = self.block.get_submodule(experts.path)
         for which, index in (("first", 0), ("last", self.model.n_experts - 1)):
@@ -178,7 +190,7 @@ class _Weights:
         return self.normed(post_norm, x) * self.row.residual_multiplier
 
     def activation(self) -> Callable[[Tensor], Tensor]:
-        return self.block.get_submodule(self.row.act) if isinstance(self.row.act, str) else self.row.act
+        return ACT2FN[self.row.act_function] if self.row.act_function else self.block.get_submodule(self.row.act)
 
 
 def _through(x: Tensor, expert: Expert, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

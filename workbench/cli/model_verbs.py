@@ -87,10 +87,10 @@ def sites(
     there, missing = found[found["available"]], found[~found["available"]]
     names = ["site", "layers", "shape", "module", "transformer_lens", "nnterp"]
     rows = [
-        [row[name].replace("batch, pos", "…") if name == "shape" else row[name] for name in names]
+        [row[name].replace("batch, pos, ", "") if name == "shape" else row[name] for name in names]
         for row in there.to_dict("records")
     ]
-    table(f"Sites of {model} (… is batch, pos)", names, rows, left=names)
+    table(f"Sites of {model} (shapes without batch, pos)", names, rows, left=names)
     print()
     for row in there.to_dict("records"):
         note = "" if row["writable"] else " (can be read, not written)"

@@ -1,17 +1,18 @@
 """How results reach the terminal: JSON on stdout, or a table."""
 
 import json
-import math
 import shutil
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from workbench.artifacts import strict
+
 
 def emit_json(value: Any) -> None:
     """One JSON object, strict: NaN and infinity become null."""
-    print(json.dumps(_strict(value), ensure_ascii=False))
+    print(json.dumps(strict(value), ensure_ascii=False))
 
 
 def say(text: str) -> None:
@@ -48,13 +49,3 @@ def _cut(text: str, room: int) -> str:
     while _width(text) > room:
         text = text[: room - (_width(text) - len(text)) - 1].rstrip() + "…"
     return text
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _strict(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_strict(item) for item in value]
-    if hasattr(value, "item"):  # a NumPy scalar
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
