@@ -121,15 +121,16 @@ def verify(model: LanguageModel) -> Verification:
     """All identities, at all layers: the stream, the head, the weights by name, edits, heads, experts, padding, causality."""
     batch = probe(model)
     parts = (still, moved, inside, routing, batches)
-    return _result(model, *(part(model, batch) for part in parts))
+    return _result(model, model.provenance, *(part(model, batch) for part in parts))
 
 
 def verify_briefly(model: LanguageModel) -> Verification:
     """What one short forward pass can show; run whenever a model is loaded."""
-    return _result(model, still(model, probe(model)))
+    settings = {"model": model.name, "family": model.row.model_type}  # no hash of the weights: it takes as long as a layer
+    return _result(model, settings, still(model, probe(model)))
 
 
-def _result(model: LanguageModel, *parts: Iterable[Check]) -> Verification:
+def _result(model: LanguageModel, settings: dict[str, Any], *parts: Iterable[Check]) -> Verification:
     import pandas as pd
 
     with torch.no_grad():
@@ -140,7 +141,7 @@ def _result(model: LanguageModel, *parts: Iterable[Check]) -> Verification:
     pairs = zip(table["error"], table["tolerance"], strict=True)
     verdicts = ["unchecked" if isnan(error) else "ok" if error <= tolerance else "fails" for error, tolerance in pairs]
     table.insert(4, "verdict", verdicts)
-    return Verification(table, model.provenance)
+    return Verification(table, settings)
 
 
 def _until_a_misfit(checks: Iterable[Check]) -> Iterator[Check]:
