@@ -20,6 +20,7 @@ FLOORS = [
     ["vocabulary"],
     ["architectures"],
     ["model"],
+    ["activations", "heap"],
     ["tracer"],
     ["checks", "catalogue"],
     ["verification", "embedded"],
@@ -34,6 +35,7 @@ FLOORS = [
 REACHING_UP = {
     ("model", "verification"),  # model.verify()
     ("analyses", "plots"),  # neurons.plot()
+    ("activations", "plots"),  # acts.plot_norms()
 }
 """One-line imports inside a method, for convenience."""
 

@@ -10,7 +10,7 @@ from workbench.architectures.families import ROWS
 from workbench.architectures.row import Architecture, Block
 from workbench.architectures.taps import why_not
 from workbench.model import LanguageModel
-from workbench.sites import SITES, WITHOUT_LAYER, Site
+from workbench.sites import SITES, WITHOUT_LAYER, Site, ranges
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +42,7 @@ def site_table(model: LanguageModel) -> pd.DataFrame:
             rows.append(
                 {
                     "site": name,
-                    "layers": "" if name in WITHOUT_LAYER else _ranges(layers),
+                    "layers": "" if name in WITHOUT_LAYER else ranges(layers),
                     "available": why is None,
                     "meaning": kind.meaning,
                     "shape": f"[{', '.join(axes)}]",
@@ -105,13 +105,6 @@ def _with_layer(name: str | None, site: Site) -> str:
     if name is None:
         return ""
     return name if site.layer is None else name.replace(f".{site.layer}.", ".{l}.").replace(f"[{site.layer}]", "[{l}]")
-
-
-def _ranges(layers: list[int]) -> str:
-    """Half-open ranges: `0:4,6`."""
-    starts = [layer for layer in layers if layer - 1 not in layers]
-    stops = [layer + 1 for layer in layers if layer + 1 not in layers]
-    return ",".join(f"{a}:{b}" if b > a + 1 else str(a) for a, b in zip(starts, stops, strict=True))
 
 
 def _joined(parts: Iterable[str]) -> str:

@@ -146,6 +146,13 @@ def parse_layers(text: str | None, n_layers: int) -> list[int]:
     return sorted(set(layers))
 
 
+def ranges(layers: list[int]) -> str:
+    """Layers as `parse_layers` reads them, in half-open ranges: `0:4,6`."""
+    starts = [layer for layer in layers if layer - 1 not in layers]
+    stops = [layer + 1 for layer in layers if layer + 1 not in layers]
+    return ",".join(f"{a}:{b}" if b > a + 1 else str(a) for a, b in zip(starts, stops, strict=True))
+
+
 def _parse(text: str, n_layers: int) -> list[Site]:
     name, layers = _split(text.strip())
     if name not in SITES:

@@ -1,57 +1,30 @@
 """Reading and changing a model's inner tensors while it runs. The only file that registers hooks."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from workbench.activations import PAIRS, Activations
+from workbench.architectures.cuts import WHOLE
 from workbench.architectures.taps import Tap
 from workbench.attention import Watch, eager
-from workbench.errors import ReadOnlySite, WorkbenchError
+from workbench.errors import NotFinite, ReadOnlySite, UnknownOption, UnknownSite
+from workbench.heap import keep_pages
 from workbench.model import Batch, LanguageModel
 from workbench.sites import Site, parse_sites
 
 Edit = Callable[[Tensor], Tensor]
 """Given the tensor at a site, the tensor to put there."""
 
+Positions = str | Sequence[int] | Tensor
+"""Which tokens: `all`, the `last` real one of each row, indices among a row's real tokens (negative: from its end), or a mask
+`[batch, pos]` with equally many tokens in each row."""
 
-class Activations(Mapping[str, Tensor]):
-    """What was captured: `acts["resid_post.3"]` is a tensor whose first axes are batch and pos."""
-
-    def __init__(self, values: dict[Site, Tensor], batch: Batch, n_layers: int):
-        self._values = {str(site): value for site, value in values.items()}
-        self._n_layers = n_layers
-        self.tokens, self.mask = batch
-
-    def __getitem__(self, site: str) -> Tensor:
-        """The tensor at a site, in any spelling that `capture` takes."""
-        if site in self._values:
-            return self._values[site]
-        try:
-            name = str(Site.parse(site, self._n_layers))
-        except WorkbenchError as unknown:
-            raise KeyError(str(unknown)) from unknown
-        if name not in self._values:
-            raise KeyError(f"{site} was not captured; captured: {', '.join(self._values)}")
-        return self._values[name]
-
-    def __contains__(self, site: object) -> bool:
-        try:
-            return str(Site.parse(str(site), self._n_layers)) in self._values
-        except WorkbenchError:
-            return False
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __repr__(self) -> str:
-        lines = [f"{name:<14} {list(value.shape)} {value.dtype}" for name, value in self._values.items()]
-        return "\n".join(["Activations", *(f"  {line}" for line in lines)])
+Place = Site | str
+"""A site, or the path of a module, whose output is taken."""
 
 
 class _Complete(Exception):
@@ -61,56 +34,161 @@ class _Complete(Exception):
 def capture(
     model: LanguageModel,
     inputs: str | Sequence[str] | Batch,
-    sites: str | Sequence[str],
+    sites: str | Sequence[str] = (),
+    *,
+    modules: Sequence[str] = (),
+    positions: Positions = "all",
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    gradients: bool = False,
+    logits: bool = False,
+    finite: bool = True,
 ) -> Activations:
     """Run the model and keep the tensors at the given sites; the pass ends after the last of them.
 
     Args:
         inputs: Texts, or a batch that was tokenised already.
         sites: One or several, as `parse_sites` reads them: `resid_post.3`, `mlp_post.4:8`, `resid_pre`, TransformerLens names.
+        modules: Paths of modules whose outputs are kept as they are (the first item of a tuple); for what no site names.
+        positions: Which tokens to keep of every site: see `Positions`. Modules are kept whole.
+        dtype, device: Of what is kept; as the model has it, if not given.
+        gradients: Keep the graph, so that `acts.gradients(number)` can be asked; the pass then goes on to the logits.
+        logits: Also keep the model's logits.
+        finite: Look for NaN and infinity in what was kept (attention scores apart, which are masked by them).
     Returns:
-        Tensors `[batch, pos, …]`, detached, on the model's device; `q k v z` are `[batch, pos, heads, d_head]`.
+        Tensors `[batch, pos, …]` on the model's device, detached unless `gradients`.
     Raises:
         UnknownSite, LayerOutOfRange: if the model does not have a site.
+        UnknownOption: if a position is not in a text, or no module has the path.
+        NotFinite: if a site holds NaN or infinity; the first in the order of the forward pass is named.
+        ReadOnlySite: if a gradient is asked at a site that the stream passes by.
     """
-    wanted = parse_sites([sites] if isinstance(sites, str) else sites, model.n_layers)
     batch = inputs if isinstance(inputs, Batch) else model.tokenize(inputs)
-    with keeping(model, wanted) as kept:
-        model.forward(batch)
-    return Activations({site: kept[site] for site in wanted}, batch, model.n_layers)
+    wanted: list[Place] = [*parse_sites([sites] if isinstance(sites, str) else sites, model.n_layers), *modules]
+    chosen = _columns(batch, positions)
+    if not wanted and not logits:
+        raise UnknownSite("Nothing was asked for. Name sites, such as 'resid_post.3', or modules, or logits=True.")
+    select = _Selection(chosen, dtype, device)
+    keep_pages()
+    with keeping(model, wanted, to_the_end=logits or gradients, gradients=gradients, select=select) as kept:
+        found = model.forward(batch)
+    values = {str(place): kept[place] for place in wanted if place in kept}
+    for path in modules:
+        if path not in values:
+            raise UnknownOption(f"Module {path!r} was not called in the forward pass.")
+    if finite:
+        _require_finite(values)
+    own = found if logits or gradients else None
+    return Activations(model, values, batch.tokens, batch.mask, chosen, own)
 
 
 @contextmanager
-def keeping(model: LanguageModel, sites: Sequence[Site], *, to_the_end: bool = False) -> Iterator[dict[Site, Tensor]]:
-    """While open, forward passes put the tensors at the sites into the dict, and end after the last, unless `to_the_end`.
+def keeping(
+    model: LanguageModel,
+    places: Sequence[Place],
+    *,
+    to_the_end: bool = False,
+    gradients: bool = False,
+    select: "_Selection | None" = None,
+) -> Iterator[dict[Any, Tensor]]:
+    """While open, forward passes put the tensors at the places into the dict, and end after the last, unless `to_the_end`.
 
     Raises:
         UnknownSite: if the model does not have a site.
     """
-    kept: dict[Site, Tensor] = {}
-    last = None if to_the_end else len(sites)
-    with torch.no_grad(), edited(model, {site: _Keeper(site, kept, last) for site in sites}), suppress(_Complete):
+    kept: dict[Any, Tensor] = {}
+    last = None if to_the_end else len(places)
+    keepers = {place: _Keeper(place, kept, last, gradients, select) for place in places}
+    with nullcontext() if gradients else torch.no_grad(), edited(model, keepers), suppress(_Complete):
         yield kept
+
+
+class _Selection(NamedTuple):
+    """What to keep of a tensor."""
+
+    columns: Tensor | None
+    dtype: torch.dtype | None
+    device: str | torch.device | None
+
+    def of(self, place: Place, value: Tensor) -> Tensor:
+        if self.columns is not None and isinstance(place, Site):
+            axis = 2 if place.name in PAIRS else 1
+            columns = self.columns.to(value.device)
+            index = columns.reshape(columns.shape[0], *[1] * (axis - 1), columns.shape[1], *[1] * (value.dim() - axis - 1))
+            shape = list(value.shape)
+            shape[axis] = columns.shape[1]
+            value = value.gather(axis, index.expand(shape))
+        return value if self.dtype is None and self.device is None else value.to(self.device, self.dtype)
 
 
 class _Keeper(NamedTuple):
     """An edit that changes nothing, but keeps what it sees."""
 
-    site: Site
-    kept: dict[Site, Tensor]
+    place: Place
+    kept: dict[Any, Tensor]
     last: int | None
     """How many are to be kept before the pass may end."""
+    gradients: bool = False
+    select: _Selection | None = None
 
     def __call__(self, value: Tensor) -> Tensor:
-        self.kept[self.site] = value
+        if self.gradients:
+            value = value.clone()  # a tensor of its own in the graph: a view beside it would have no gradient
+        self.kept[self.place] = value if self.select is None else self.select.of(self.place, value)
         if len(self.kept) == self.last:
             raise _Complete
         return value
 
 
+def _columns(batch: Batch, positions: Positions) -> Tensor | None:
+    """Columns of the padded batch, `[batch, kept]`; None for all."""
+    mask = batch.mask
+    if isinstance(positions, str):
+        if positions not in ("all", "last"):
+            raise UnknownOption(f"positions={positions!r} is not known. Use 'all', 'last', indices, or a mask [batch, pos].")
+        if positions == "all":
+            return None
+        positions = [-1]
+    if isinstance(positions, Tensor) and positions.dtype == torch.bool:
+        chosen = positions.to(mask.device) & mask
+        if positions.shape != mask.shape or len(set(chosen.sum(1).tolist())) != 1 or not chosen.any():
+            raise UnknownOption(
+                f"A mask of positions must be {list(mask.shape)}, as the tokens, with equally many real tokens in each row; "
+                f"found {list(positions.shape)} with {chosen.sum(-1).tolist()} tokens a row."
+            )
+        return chosen.nonzero()[:, 1].reshape(len(mask), -1)
+    lengths = mask.sum(1)
+    asked = [int(position) for position in positions]
+    if not asked:
+        raise UnknownOption("An empty list of positions was given. Name at least one, or 'all'.")
+    for position in asked:
+        short = (lengths < (position + 1 if position >= 0 else -position)).nonzero()
+        if short.numel():
+            row, length = int(short[0]), int(lengths[int(short[0])])
+            raise UnknownOption(
+                f"Position {position} was asked for, but text {row} has {length} tokens: 0 to {length - 1}, or negative from "
+                "its end."
+            )
+    first = mask.long().argmax(1)
+    return torch.stack([first + (position if position >= 0 else lengths + position) for position in asked], 1)
+
+
+def _require_finite(values: dict[str, Tensor]) -> None:
+    for name, value in values.items():
+        if name.startswith("attn_scores") or not value.is_floating_point() or bool(torch.isfinite(value.sum())):
+            continue
+        wrong = ~torch.isfinite(value.detach())
+        if wrong.any():
+            where = wrong.nonzero()[0].tolist()
+            raise NotFinite(
+                f"{name} holds {int(wrong.sum())} values that are NaN or infinite, the first at {where}. Find where they arise "
+                "(capture the layers below), load the model in another dtype, or pass finite=False to see them."
+            )
+
+
 @contextmanager
-def edited(model: LanguageModel, edits: Mapping[Site, Edit]) -> Iterator[None]:
-    """While open, every forward pass hands the tensor at each site to its edit and goes on with what that returns.
+def edited(model: LanguageModel, edits: Mapping[Any, Edit]) -> Iterator[None]:
+    """While open, every forward pass hands the tensor at each place to its edit and goes on with what that returns.
 
     An edit that returns the tensor it was given changes nothing, bitwise.
 
@@ -119,25 +197,41 @@ def edited(model: LanguageModel, edits: Mapping[Site, Edit]) -> Iterator[None]:
         ReadOnlySite: from the forward pass, if an edit changes a site past which the model's own tensor goes
             (`resid_mid`, `router_logits`).
     """
-    taps = {site: model.tap(site) for site in edits}
+    taps = {place: model.tap(place) if isinstance(place, Site) else _module_tap(model, place) for place in edits}
     with ExitStack() as hooks:
         if any(tap.end == "inside" for tap in taps.values()):
             hooks.enter_context(eager(model.module(model.row.backbone)))
         axes: dict[str, tuple[int, int]] = {}
-        for site, edit in edits.items():
-            tap = taps[site]
+        for place, edit in edits.items():
+            tap = taps[place]
             if tap.block is not None and tap.block not in axes:
                 axes[tap.block] = (0, 0)
                 block, seen = model.module(tap.block), _Axes(axes, tap.block)
                 hooks.callback(block.register_forward_pre_hook(seen.on_input, with_kwargs=True).remove)
-            module, applied = model.module(tap.path), _Applied(site, edit, tap, axes)
+            module, applied = model.module(tap.path), _Applied(place, edit, tap, axes)
             if tap.end == "inside":
-                hooks.enter_context(_watched(module, site.name, applied.to))
+                hooks.enter_context(_watched(module, place.name, applied.to))
             elif tap.end == "output":
                 hooks.callback(module.register_forward_hook(applied.on_output).remove)
             else:
                 hooks.callback(module.register_forward_pre_hook(applied.on_input, with_kwargs=True).remove)
         yield
+
+
+def _module_tap(model: LanguageModel, path: str) -> Tap:
+    """A module's output as it is.
+
+    Raises:
+        UnknownOption: if no module has the path.
+    """
+    try:
+        model.module(path)
+    except AttributeError:
+        raise UnknownOption(
+            f"No module of {model.name!r} has the path {path!r}. Paths are those of model.hf.named_modules(), such as "
+            f"{model.row.path('layers')}.0."
+        ) from None
+    return Tap(path, "output", WHOLE, model.heads)
 
 
 _WATCHES: dict[nn.Module, Watch] = {}
@@ -189,7 +283,7 @@ class _Recorder(NamedTuple):
 class _Applied(NamedTuple):
     """An edit at its site, as hooks on a module."""
 
-    site: Site
+    place: Place
     edit: Edit
     tap: Tap
     axes: dict[str, tuple[int, int]]
@@ -202,7 +296,7 @@ class _Applied(NamedTuple):
         if new is seen:
             return value
         if self.tap.passed_by is not None:
-            raise ReadOnlySite(f"Site '{self.site}' can be read, but not written: {self.tap.passed_by}.")
+            raise ReadOnlySite(f"Site '{self.place}' can be read, but not written: {self.tap.passed_by}.")
         return self.tap.write(value, new, axes)
 
     def on_output(self, module: nn.Module, args: Any, output: Any) -> Any:
