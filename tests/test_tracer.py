@@ -50,7 +50,7 @@ def test_the_pass_ends_after_the_last_site(llama, monkeypatch):
     assert not called
     assert list(acts) == ["mlp_post.1", "resid_post.0"]
     assert acts["mlp_post.1"].shape == (1, 5, llama.d_mlp)
-    assert "mlp_post.1" in repr(acts)
+    assert "├ mlp_post    1  1 x 5 x 48" in repr(acts)
 
 
 def test_hooks_go_even_when_the_pass_fails(llama):
