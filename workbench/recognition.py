@@ -65,14 +65,15 @@ class _Trial:
 
     @property
     def failures(self) -> float:
-        return float("inf") if self.found is None else float((self.found.table["verdict"] == "fails").sum())
+        """What does not hold, or cannot be tried: a guess may leave nothing unchecked."""
+        return float("inf") if self.found is None else float((self.found.table["verdict"] != "ok").sum())
 
     @property
     def reasons(self) -> str:
         """What is wrong with it, in a line."""
         if self.found is None:
             return f"there is no {self.missing}"
-        failed = self.found.worst().query("verdict == 'fails'")
+        failed = self.found.worst().query("verdict != 'ok'")
         errors = [row.why.rstrip(".") or f"off by {row.error:.1e}" for row in failed.itertuples()]
         return "; ".join(f"{name!r}: {error}" for name, error in zip(failed["identity"], errors, strict=True))
 

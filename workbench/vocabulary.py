@@ -55,7 +55,7 @@ class Vocabulary:
         """What multiplies `W_U` if only the linear part of the decoder is taken: x, scaled by the gain unless it is `none`."""
         if decoder == "none" or self.gain is None:
             return x
-        return x.to(accumulation_dtype(x)) * self.gain.to(accumulation_dtype(x))
+        return x.to(accumulation_dtype(x)) * self.gain.to(x.device, accumulation_dtype(x))
 
     @torch.no_grad()
     def logits_of(self, x: Float[Tensor, "rows d_model"], ids: Int[Tensor, "rows k"]) -> Float[Tensor, "rows k"]:
@@ -116,8 +116,9 @@ class Vocabulary:
 
     def decoded(self, x: Tensor, decoder: Decoder) -> Tensor:
         """Rows as the matrix product takes them: normed, or scaled by the gain, or as they are."""
+        x = x.to(self.W_U.device)  # of a model that is spread over several, the layers may lie on others
         if decoder == "norm":
-            return self.ln_final(x.to(self.W_U.dtype)).to(accumulation_dtype(x))
+            return self.ln_final(x.to(self.W_U.dtype)).to(x.device, accumulation_dtype(x))
         if decoder == "gain" and self.gain is not None:
             return self.linear_part(x, decoder)
         return x if _multiplies_exactly(x, self.W_U) else x.to(accumulation_dtype(x))

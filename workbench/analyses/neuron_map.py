@@ -272,14 +272,14 @@ def map_neurons(
         "sides": list(sides), "layers": chosen, "part": part, "k": k, "reading": reading, "decoder": decoder, "seed": seed,
         "n_layers": model.n_layers, "neurons": n_neurons, "versions": versions(),
     }  # fmt: skip
-    projector = Projector(model.vocabulary, decoder, k, k)
+    projector, home = Projector(model.vocabulary, decoder, k, k), model.weight("W_U").device  # layers may lie on others
     kept = None if parts is None else neuron_folder.Parts(Path(parts), settings)
     tops, bottoms, nulls = [], [], []
     with tqdm(total=len(sides) * len(chosen), desc="map neurons", unit="layer", disable=not progress) as bar:
         for one in sides:
 
             def rows(layer: int, one: Side = one) -> Tensor:
-                return neuron_rows(model, one, layer, reading, expert)
+                return neuron_rows(model, one, layer, reading, expert).to(home)
 
             population = Population(model.vocabulary, decoder, rows, chosen)
             for layer in chosen:

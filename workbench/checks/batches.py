@@ -17,7 +17,7 @@ def batches(model: LanguageModel, batch: Batch) -> Iterator[Check]:
             tokens = torch.stack([row.roll(max(LENGTHS) - n) for row, n in zip(tokens, LENGTHS, strict=True)])
             mask = mask.flip(1)
         logits = model.forward(Batch(tokens, mask))
-        errors = [error(logits[i][mask[i]], alone) for i, alone in enumerate(single)]
+        errors = [error(logits[i][mask[i].to(logits.device)], alone) for i, alone in enumerate(single)]
         yield check(f"a {side}-padded batch = its single rows", None, lambda errors=errors: max(errors), through=True)
     n = LENGTHS[0] - 1
     beginning = model.forward(Batch(batch.tokens[:1, :n], batch.mask[:1, :n]))[0]

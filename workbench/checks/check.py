@@ -60,6 +60,11 @@ def error(found: Tensor, expected: Tensor) -> float:
     return float(errors.nan_to_num(nan=torch.inf).max())
 
 
+def real(value: Tensor, batch: Batch) -> Tensor:
+    """The real tokens' rows of `[batch, pos, …]`, on the device where the tensor is: a model may be spread over several."""
+    return value[batch.mask.to(value.device)]
+
+
 def probe(model: LanguageModel) -> Batch:
     """Two rows of fixed random tokens, right-padded."""
     generator = torch.Generator().manual_seed(0)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from workbench.attention import INSIDE
-from workbench.checks.check import Check, check, error
+from workbench.checks.check import Check, check, error, real
 from workbench.checks.still import sites_of
 from workbench.model import Batch, LanguageModel
 from workbench.sites import Site
@@ -20,9 +20,9 @@ def inside(model: LanguageModel, batch: Batch) -> Iterator[Check]:
         return
     layers = sorted({site.layer for site in sites if site.layer is not None})
     around = [Site(name, layer) for layer in layers for name in ("v", "z")]
-    own = model.forward(batch)[batch.mask]
+    own = real(model.forward(batch), batch)
     with keeping(model, [*sites, *around], to_the_end=True) as kept:
-        logits = model.forward(batch)[batch.mask]
+        logits = real(model.forward(batch), batch)
     yield check("looking inside attention changes no logit", None, lambda: error(logits, own), through=True)
     for layer in layers:
         at = {name: kept[Site(name, layer)] for name in (*INSIDE, "v", "z") if Site(name, layer) in kept}
@@ -37,11 +37,11 @@ def inside(model: LanguageModel, batch: Batch) -> Iterator[Check]:
 
 
 def _softmax_error(at: dict[str, Tensor], batch: Batch) -> float:
-    scores, pattern = (at[name].transpose(1, 2)[batch.mask].float() for name in ("attn_scores", "pattern"))
+    scores, pattern = (real(at[name].transpose(1, 2), batch).float() for name in ("attn_scores", "pattern"))
     return error(scores.softmax(-1), pattern)
 
 
 def _mixture_error(model: LanguageModel, at: dict[str, Tensor], batch: Batch) -> float:
     v = at["v"].repeat_interleave(model.heads.n_heads // model.heads.n_key_value_heads, dim=2)
     z = torch.einsum("bhqk,bkhd->bqhd", at["pattern"].to(v.dtype), v)
-    return error(z[batch.mask].flatten(1), at["z"][batch.mask].flatten(1))
+    return error(real(z, batch).flatten(1), real(at["z"], batch).flatten(1))

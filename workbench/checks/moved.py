@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from workbench.checks.check import LENGTHS, Check, NothingToSee, check, error
+from workbench.checks.check import LENGTHS, Check, NothingToSee, check, error, real
 from workbench.checks.still import sites_of
 from workbench.model import Batch, LanguageModel
 from workbench.sites import Site
@@ -27,14 +27,14 @@ def moved(model: LanguageModel, batch: Batch) -> Iterator[Check]:
     sites, rows = sites_of(model), [model.row.block(layer) for layer in range(model.n_layers)]
     blocks = {layer: model.block(layer) for layer in range(model.n_layers)}
     with calls_of(blocks) as calls, keeping(model, [s for s in sites if s.name == "z"], to_the_end=True) as clean:
-        logits = model.forward(batch)[batch.mask]
+        logits = real(model.forward(batch), batch)
     writable = [site for site in sites if site.name != "result" and model.tap(site).passed_by is None]
     with edited(model, dict.fromkeys(writable, torch.clone)):
-        same = model.forward(batch)[batch.mask]
+        same = real(model.forward(batch), batch)
     yield check("writing back what every site holds changes no logit", None, lambda: error(same, logits), through=True)
     neurons = {layer: Site("mlp_post" if row.up is not None else "mlp_out", layer) for layer, row in enumerate(rows)}
     with edited(model, dict.fromkeys(neurons.values(), torch.neg)):
-        other = model.forward(batch)[batch.mask]
+        other = real(model.forward(batch), batch)
     yield check("negating the neurons moves the logits", None, lambda: _moved(other, logits))
     for layer, call in sorted(calls.items()):
         yield _addition(model, layer, call, sites)
@@ -57,12 +57,9 @@ def _addition(model: LanguageModel, layer: int, call: Call, sites: list[Site]) -
         kept_sites[0] = Site("resid_mid", layer)  # what the block adds without attention is no site
     with edited(model, edits), keeping(model, kept_sites) as kept:
         model.block(layer)(*call.args, **call.kwargs)
-    total = sum((kept[site] for site in kept_sites[:-1] if site.name != "mlp_post"), torch.tensor(0.0))
-    return check(
-        "the stream adds up when attn_out, mlp_post and mlp_out are edited",
-        layer,
-        lambda: error(total, kept[Site("resid_post", layer)]),
-    )
+    after = kept[Site("resid_post", layer)]
+    total = sum((kept[site].to(after.device) for site in kept_sites[:-1] if site.name != "mlp_post"), torch.tensor(0.0))
+    return check("the stream adds up when attn_out, mlp_post and mlp_out are edited", layer, lambda: error(total, after))
 
 
 def _heads(model: LanguageModel, layer: int, call: Call, clean: Tensor) -> Iterator[Check]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from workbench.checks.check import Check, check, error
+from workbench.checks.check import Check, check, error, real
 from workbench.model import Batch, LanguageModel
 from workbench.sites import Site
 from workbench.tracer import Call, calls_of, keeping
@@ -25,7 +25,7 @@ def routing(model: LanguageModel, batch: Batch) -> Iterator[Check]:
     with calls_of(called) as calls, calls_of(shared) as shared_calls, keeping(model, sites, to_the_end=True) as kept:
         model.forward(batch)
     for layer, experts in mixtures.items():
-        logits, added = (kept[Site(name, layer)][batch.mask] for name in ("router_logits", "mlp_out"))
+        logits, added = (real(kept[Site(name, layer)], batch) for name in ("router_logits", "mlp_out"))
         added = added / model.row.block(layer).residual_multiplier
         yield check(
             "router_logits have an entry an expert", layer, lambda logits=logits: float(logits.shape[-1] != model.n_experts)
@@ -47,11 +47,13 @@ def routing(model: LanguageModel, batch: Batch) -> Iterator[Check]:
 
 def _rows(x: Tensor, batch: Batch) -> Tensor:
     """The real tokens' rows of a tensor whose first axis, or axes, are batch and pos."""
-    return x.reshape(*batch.mask.shape, -1)[batch.mask]
+    return real(x.reshape(*batch.mask.shape, -1), batch)
 
 
 def _other_choices(chosen: Tensor, logits: Tensor) -> float:
-    """Share of the chosen experts that are not among the largest logits; ties of half precision are no fault."""
+    """Share of tokens with a chosen expert that is not among the largest logits; ties of half precision are no fault."""
+    if chosen.is_floating_point() or len(chosen) != len(logits) or not 0 <= int(chosen.max()) < logits.shape[1]:
+        return float("inf")  # no choice of these experts at all; to gather by it would end a CUDA context
     worst = logits.gather(1, chosen).amin(1)
     kth = logits.topk(chosen.shape[1], dim=1).values[:, -1]
     return float((worst < kth).double().mean())

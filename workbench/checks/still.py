@@ -10,7 +10,7 @@ from workbench.architectures.row import Block
 from workbench.architectures.taps import why_not
 from workbench.architectures.weights import Expert, norm_bias
 from workbench.attention import INSIDE
-from workbench.checks.check import Check, check, error
+from workbench.checks.check import Check, check, error, real
 from workbench.model import Batch, LanguageModel
 from workbench.sites import SITES, WITHOUT_LAYER, Site
 from workbench.tracer import keeping
@@ -31,13 +31,13 @@ def still(model: LanguageModel, batch: Batch) -> Iterator[Check]:
     """Identities of one forward pass."""
     sites = [site for site in sites_of(model) if site.name not in APART]
     with keeping(model, sites, to_the_end=True) as kept:
-        logits = model.forward(batch)[batch.mask]
+        logits = real(model.forward(batch), batch)
     if missing := [site for site in sites if site not in kept]:
         for site in missing:
             path = model.tap(site).path
             yield Check(f"{site.name} is read where the row says", site.layer, float("inf"), f"{path} is never called")
         return
-    acts = {str(site): value[batch.mask] for site, value in kept.items()}
+    acts = {str(site): real(value, batch) for site, value in kept.items()}
 
     row = model.row
     tokens = batch.tokens[batch.mask]
@@ -45,7 +45,8 @@ def still(model: LanguageModel, batch: Batch) -> Iterator[Check]:
         "W_E[token] = embed", None, lambda: error(row.embed_scale * model.weight("W_E")[tokens.to(_at(model))], acts["embed"])
     )
     for layer in range(model.n_layers):
-        at = {site.name: acts[str(site)] for site in kept if site.layer == layer}
+        device = acts[f"resid_post.{layer}"].device  # a block's input may still lie on the device of the one before
+        at = {site.name: acts[str(site)].to(device) for site in kept if site.layer == layer}
         yield from _stream(row.block(layer), layer, at)
         if layer:
             yield check(
@@ -203,9 +204,10 @@ def _through(x: Tensor, expert: Expert, combine: Callable[[Tensor, Tensor], Tens
 
 def _gain_error(norm: nn.Module, gain: Tensor, x: Tensor) -> float:
     """How far `norm(x) - bias` is from `gain ⊙ x` (or, for a norm that centres, from `gain ⊙ (x - mean)`), lengths apart."""
-    bias = norm_bias(norm)
-    found = norm(x).double() - (0.0 if bias is None else bias.double())
-    x = x.double()
-    directions = [gain.double() * one for one in (x, x - x.mean(1, keepdim=True))]
+    bias, found = norm_bias(norm), norm(x).double()
+    if bias is not None:
+        found = found - bias.to(found)
+    x, gain = x.to(found), gain.to(found)
+    directions = [gain * one for one in (x, x - x.mean(1, keepdim=True))]
     lengths = [(found * one).sum(1, keepdim=True) / one.pow(2).sum(1, keepdim=True) for one in directions]
     return min(error(length * one, found) for length, one in zip(lengths, directions, strict=True))
