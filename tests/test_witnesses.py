@@ -10,8 +10,12 @@ IN_PLACE = {
 }  # fmt: skip
 """nnsight keeps the module's tensor, which these models change afterwards; the workbench keeps a copy."""
 
-OTHER_MEANING = {"bloom": {"embed"}}
-"""The bridge's `hook_embed` is after the embedding's norm."""
+OTHER_MEANING = {
+    "bloom": {"embed"},  # the bridge's is after the embedding's norm
+    "gpt_neo": {"attn_scores"},  # the bridge's are the pattern itself
+    "gptj": {"attn_scores"},
+    "llama4_text": {"attn_scores"},
+}
 
 NOT_RUN_BY_THE_BRIDGE = {
     "cohere", "cohere query norms", "cohere2", "deepseek_v3", "deepseek_v3 full queries", "falcon 11b", "falcon 40b",
