@@ -80,30 +80,24 @@ def test_dtype_and_logits(llama):
     assert wb.capture(llama, TEXTS, "resid_post.0").logits is None
 
 
-def test_gradients_are_autograds(tiny):
-    """Of every site that can be written, against the change of the number when the site is changed a little."""
-    model = tiny
-    batch = model.tokenize("a dog")
-    sites = [
-        site for site in sites_of(model)
-        if site.layer == 1 and site.name not in ("resid_mid", "router_logits", "result", "pattern", "attn_scores")
-    ]  # fmt: skip
-    acts = wb.capture(model, batch, [str(site) for site in sites], gradients=True)
-    number = acts.logits[0, -1, :7].tanh().sum()
-    found = acts.gradients(number)
-    assert found["resid_post.1"].shape == acts["resid_post.1"].shape
-    generator = torch.Generator().manual_seed(0)
+def test_gradients_are_what_small_changes_do(tiny):
+    """At every site that can be written: a step along the gradient changes the number by the gradient's length."""
+    batch = tiny.tokenize("a dog")
+    hidden = ("resid_mid", "router_logits", "result", "attn_scores")
+    sites = [site for site in sites_of(tiny) if site.layer == 1 and site.name not in hidden]
+    acts = wb.capture(tiny, batch, [str(site) for site in sites], gradients=True)
+    assert acts.logits is not None
+    found = acts.gradients(acts.logits[0, -1, :7].tanh().sum())
     for site in sites:
-        direction = torch.randn(acts[str(site)].shape, generator=generator)
-        direction *= acts[str(site)].detach().norm() / direction.norm()
-        slopes = []
-        for step in (1e-3, -1e-3):
-            with torch.no_grad(), edited(model, {site: lambda value, step=step, d=direction: value + step * d}):
-                slopes.append(model.forward(batch)[0, -1, :7].tanh().sum())
-        measured = float(slopes[0] - slopes[1]) / 2e-3
-        expected = float((found[str(site)] * direction).sum())
-        # Central differences of float32 logits are good to about 1e-3 of the largest slope.
-        assert measured == pytest.approx(expected, abs=2e-2 * max(1.0, abs(expected))), site
+        gradient = found[str(site)]
+        step = 1e-3 * acts[str(site)].detach().norm() * gradient / gradient.norm()
+        numbers = []
+        for change in (step, -step):
+            with torch.no_grad(), edited(tiny, {site: lambda value, change=change: value + change}):
+                numbers.append(float(tiny.forward(batch)[0, -1, :7].double().tanh().sum()))
+        expected = 2 * float((gradient * step).sum())
+        # Numbers of about 1 from float32 logits are good to 1e-6; central differences leave a term of third order.
+        assert numbers[0] - numbers[1] == pytest.approx(expected, rel=2e-2, abs=3e-6), site
 
 
 def test_gradients_of_what_does_not_depend_are_refused(llama):
@@ -119,7 +113,7 @@ def test_nan_is_named_by_its_site():
     model = tiny_model("llama")
     model.hf.model.layers[1].mlp.down_proj.weight.data[3, 4] = float("nan")
     with pytest.raises(NotFinite, match=r"mlp_out.1 holds \d+ values that are NaN or infinite, the first at \[0, 0, 3\]"):
-        wb.capture(model, "a dog", ["resid_post.0", "mlp_out.1", "resid_post.1"])
+        wb.capture(model, "a dog", ["resid_post.1", "mlp_out.1", "resid_post.0"])  # the first of the pass, not of the list
     assert wb.capture(model, "a dog", "mlp_out.1", finite=False)["mlp_out.1"].isnan().any()
 
 

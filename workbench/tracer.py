@@ -77,7 +77,7 @@ def capture(
         if path not in values:
             raise UnknownOption(f"Module {path!r} was not called in the forward pass.")
     if finite:
-        _require_finite(values)
+        _require_finite({str(place): value for place, value in kept.items()})
     own = found if logits or gradients else None
     return Activations(model, values, batch.tokens, batch.mask, chosen, own)
 
@@ -174,11 +174,14 @@ def _columns(batch: Batch, positions: Positions) -> Tensor | None:
 
 
 def _require_finite(values: dict[str, Tensor]) -> None:
-    for name, value in values.items():
-        if name.startswith("attn_scores") or not value.is_floating_point() or bool(torch.isfinite(value.sum())):
+    """Sums first, which are read only after all were started: on a GPU, waiting for each in turn would show."""
+    looked = {n: v.detach() for n, v in values.items() if v.is_floating_point() and not n.startswith("attn_scores")}
+    sums = {name: value.sum() for name, value in looked.items()}
+    for name, total in sums.items():
+        if bool(torch.isfinite(total)):
             continue
-        wrong = ~torch.isfinite(value.detach())
-        if wrong.any():
+        wrong = ~torch.isfinite(looked[name])
+        if wrong.any():  # a sum of half precision may be infinite by itself
             where = wrong.nonzero()[0].tolist()
             raise NotFinite(
                 f"{name} holds {int(wrong.sum())} values that are NaN or infinite, the first at {where}. Find where they arise "

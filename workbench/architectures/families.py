@@ -51,10 +51,6 @@ _POST_ONLY: dict[str, Any] = {
 """OLMo 2 and its kind: attention and MLP read the stream as it is, and what they give is normed."""
 
 
-def _changed(parts: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    return parts | changes
-
-
 def _like_llama(model_type: str, **changes: Any) -> Architecture:
     return Architecture(model_type, blocks=(replace(LLAMA, **changes),))
 
@@ -135,9 +131,9 @@ def bloom(config: Any) -> Architecture:
         attn="self_attention.dense",
         mlp="mlp.dense_4h_to_h",
         **_fused(Grouped, "self_attention.query_key_value", "self_attention.dense"),
-        **_changed(_H_TO_4H, act="mlp.gelu_impl"),
+        **dict(_H_TO_4H, act="mlp.gelu_impl"),
     )
-    return Architecture("bloom", **_changed(_GPT_PATHS, embed="word_embeddings"), blocks=(block,))
+    return Architecture("bloom", **dict(_GPT_PATHS, embed="word_embeddings"), blocks=(block,))
 
 
 def falcon(config: Any) -> Architecture:
@@ -166,7 +162,7 @@ def falcon(config: Any) -> Architecture:
     )
     return Architecture(
         "falcon",
-        **_changed(_GPT_PATHS, embed="word_embeddings"),
+        **dict(_GPT_PATHS, embed="word_embeddings"),
         blocks=(block,),
         heads=Heads(config.num_attention_heads, n_kv, d_head, d_head),
     )
@@ -244,7 +240,7 @@ def lfm2(config: Any) -> Architecture:
         "mlp": "feed_forward", "gate": Part("feed_forward.w1"), "up": Part("feed_forward.w3"), "down": Part("feed_forward.w2"),
         "ln1": "operator_norm", "ln2": "ffn_norm", "act_function": "silu",
     }  # fmt: skip
-    attention = Block(**_changed(mlp, o=Part("self_attn.out_proj")))
+    attention = Block(**dict(mlp, o=Part("self_attn.out_proj")))
     convolution = Block(**mlp, attn=None, q=None, k=None, v=None, o=None)
     blocks = tuple(attention if kind == "full_attention" else convolution for kind in config.layer_types)
     return Architecture("lfm2", ln_final="embedding_norm", blocks=blocks)
@@ -291,7 +287,10 @@ def deepseek_v3(config: Any) -> Architecture:
         "k": None,
         "v": Part("self_attn.kv_b_proj", OfHead(nope), reads_stream=False),
     }
-    dense, sparse = replace(LLAMA, **attention), _mixture(Experts(shared="mlp.shared_experts", chosen="corrected"), **attention)
+    dense, sparse = (
+        replace(LLAMA, **attention),
+        _mixture(Experts(shared="mlp.shared_experts", chosen_by_logits=False), **attention),
+    )
     return Architecture(
         "deepseek_v3",
         blocks=tuple(dense if i < config.first_k_dense_replace else sparse for i in range(config.num_hidden_layers)),
@@ -328,7 +327,7 @@ def llama4_text(config: Any) -> Architecture:
     dense = {name: Part(f"{prefix}.{name}_proj") for name in ("up", "gate", "down")}
     experts = Experts(
         path=f"{prefix}.experts", router=f"{prefix}.router", router_item=1, out_in=False, call=_all_experts,
-        shared=f"{prefix}.shared_expert", chosen=None,
+        shared=f"{prefix}.shared_expert", chosen_by_logits=False,
     )  # fmt: skip
     sparse = _mixture(experts, mlp=prefix, flattened=frozenset({"router_logits", "mlp_out"}))
     plain = replace(LLAMA, mlp=prefix, act=f"{prefix}.activation_fn", **dense)

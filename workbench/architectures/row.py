@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -49,9 +49,9 @@ class Experts:
     """From the experts' module to the function of gate and up outputs that gives the neurons."""
     call: Callable[[nn.Module, Tensor, int], Tensor] = called_for_one
     """What one expert gives for rows `x`, asked of the model's own module: for the self-check."""
-    chosen: Literal["largest", "corrected"] | None = "largest"
-    """Which experts a token goes through: those of the largest logits; those after a correction that is no part of the
-    logits (DeepSeek); or, if None, all of them, with their inputs weighted (Llama 4)."""
+    chosen_by_logits: bool = True
+    """Whether a token goes through the experts of its largest logits. DeepSeek corrects them first; in Llama 4 every token
+    goes through all, with its inputs weighted."""
     shared: str | None = None
     """An expert that every token goes through, with `gate_proj up_proj down_proj` of its own."""
 

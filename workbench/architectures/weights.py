@@ -28,10 +28,9 @@ def parameter(module: nn.Module, name: str) -> Tensor | None:
         UnreadableWeight: if it is quantised, on no device, or only a part of what the module computes (an adapter's base).
     """
     if hasattr(module, "base_layer"):  # an adapter of the peft library wraps the linear module
-        active = [str(adapter) for adapter in getattr(module, "active_adapters", [])]
-        if active and not getattr(module, "merged", False) and not getattr(module, "disable_adapters", False):
+        if unmerged := unmerged_adapters(module):
             raise UnreadableWeight(
-                f"The adapter {', '.join(active)} is not merged into this weight: alone it is not what the model multiplies "
+                f"The adapter {', '.join(unmerged)} is not merged into this weight: alone it is not what the model multiplies "
                 "by. Capturing works as it is; to read weights, load model.merge_and_unload()."
             )
         module = module.get_submodule("base_layer")
@@ -44,6 +43,13 @@ def parameter(module: nn.Module, name: str) -> Tensor | None:
             "Load it unquantised to read its weights; capturing activations works as it is."
         )
     return _materialised(module, name) if found.is_meta else found
+
+
+def unmerged_adapters(module: nn.Module) -> list[str]:
+    """Adapters of the peft library that a module adds to its base layer's output; none if it wraps no base layer."""
+    if not hasattr(module, "base_layer") or getattr(module, "merged", False) or getattr(module, "disable_adapters", False):
+        return []
+    return [str(name) for name in getattr(module, "active_adapters", [])]
 
 
 def _materialised(module: nn.Module, name: str) -> Tensor:

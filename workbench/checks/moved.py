@@ -26,7 +26,8 @@ def moved(model: LanguageModel, batch: Batch) -> Iterator[Check]:
     """What edits do, at every layer."""
     sites, rows = sites_of(model), [model.row.block(layer) for layer in range(model.n_layers)]
     blocks = {layer: model.block(layer) for layer in range(model.n_layers)}
-    with calls_of(blocks) as calls, keeping(model, [s for s in sites if s.name == "z"], to_the_end=True) as clean:
+    clean_sites = [site for site in sites if site.name in ("z", "mlp_post", "mlp_out")]
+    with calls_of(blocks) as calls, keeping(model, clean_sites, to_the_end=True) as clean:
         logits = real(model.forward(batch), batch)
     writable = [site for site in sites if site.name != "result" and model.tap(site).passed_by is None]
     with edited(model, dict.fromkeys(writable, torch.clone)):
@@ -35,7 +36,8 @@ def moved(model: LanguageModel, batch: Batch) -> Iterator[Check]:
     neurons = {layer: Site("mlp_post" if row.up is not None else "mlp_out", layer) for layer, row in enumerate(rows)}
     with edited(model, dict.fromkeys(neurons.values(), torch.neg)):
         other = real(model.forward(batch), batch)
-    yield check("negating the neurons moves the logits", None, lambda: _moved(other, logits))
+    alive = logits.any() and any(clean[site].any() and clean[Site("mlp_out", site.layer)].any() for site in neurons.values())
+    yield check("negating the neurons moves the logits", None, lambda: _moved(other, logits, possible=bool(alive)))
     for layer, call in sorted(calls.items()):
         yield _addition(model, layer, call, sites)
         if rows[layer].attn is not None:
@@ -122,16 +124,18 @@ def _heads_of(groups: Tensor, size: int) -> Tensor:
 
 def _moved_alone(found: Tensor, clean: Tensor, allowed: Tensor, required: Tensor) -> float:
     """How far anything moved that must not."""
-    _moved(found[required], clean[required])
+    _moved(found[required], clean[required], possible=False)
     return error(found[~allowed], clean[~allowed]) if not allowed.all() else 0.0
 
 
-def _moved(found: Tensor, clean: Tensor) -> float:
-    """0, as it should.
+def _moved(found: Tensor, clean: Tensor, *, possible: bool) -> float:
+    """0 if anything moved, 1 if nothing did although it was possible.
 
     Raises:
-        NothingToSee: if nothing moved. A row that lies moves the wrong thing, and is caught by that.
+        NothingToSee: if nothing moved, and that may be right.
     """
-    if torch.equal(found, clean):
-        raise NothingToSee("nothing moved: what was edited is all zero, or a window of one token hides it")
-    return 0.0
+    if not torch.equal(found, clean):
+        return 0.0
+    if possible:
+        return 1.0
+    raise NothingToSee("nothing moved: what was edited is all zero, or a window of one token hides it")

@@ -30,7 +30,7 @@ def routing(model: LanguageModel, batch: Batch) -> Iterator[Check]:
         yield check(
             "router_logits have an entry an expert", layer, lambda logits=logits: float(logits.shape[-1] != model.n_experts)
         )
-        if experts.chosen == "largest":
+        if experts.chosen_by_logits:
             yield check(
                 "the largest router_logits choose the experts",
                 layer,

@@ -41,9 +41,7 @@ def still(model: LanguageModel, batch: Batch) -> Iterator[Check]:
 
     row = model.row
     tokens = batch.tokens[batch.mask]
-    yield check(
-        "W_E[token] = embed", None, lambda: error(row.embed_scale * model.weight("W_E")[tokens.to(_at(model))], acts["embed"])
-    )
+    yield check("W_E[token] = embed", None, lambda: _embedding_error(model, tokens, acts["embed"]))
     for layer in range(model.n_layers):
         device = acts[f"resid_post.{layer}"].device  # a block's input may still lie on the device of the one before
         at = {site.name: acts[str(site)].to(device) for site in kept if site.layer == layer}
@@ -63,8 +61,9 @@ def still(model: LanguageModel, batch: Batch) -> Iterator[Check]:
     yield check("unembedding the last resid_post = logits", None, lambda: error(model.vocabulary.logits(last), logits))
 
 
-def _at(model: LanguageModel) -> torch.device:
-    return model.weight("W_E").device
+def _embedding_error(model: LanguageModel, tokens: Tensor, embed: Tensor) -> float:
+    W_E = model.weight("W_E")
+    return error(model.row.embed_scale * W_E[tokens.to(W_E.device)], embed)
 
 
 def _stream(block: Block, layer: int, at: dict[str, Tensor]) -> Iterator[Check]:
