@@ -117,6 +117,32 @@ def test_nan_is_named_by_its_site():
     assert wb.capture(model, "a dog", "mlp_out.1", finite=False)["mlp_out.1"].isnan().any()
 
 
+def test_not_a_number_is_found_where_it_does_not_go_on():
+    """The last state speaks for what goes into it; not for a gate below a ReLU, nor past an edit, nor in a narrow dtype."""
+    opt = tiny_model("opt")
+    with torch.no_grad():
+        opt.weight("b_in", 1)[3] = -torch.inf  # relu(-inf) = 0
+    with pytest.raises(NotFinite, match="mlp_pre.1 holds 5 values"):
+        wb.capture(opt, "a dog", ["mlp_pre", "resid_post"])
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.weight("W_out", 0)[3, 4] = torch.nan
+    repaired = wb.replace("mlp_out.0", torch.nan_to_num)
+    with wb.intervene(model, wb.replace("resid_post.0", torch.nan_to_num)):
+        with pytest.raises(NotFinite, match="mlp_out.0 holds 5 values"):
+            wb.capture(model, "a dog", ["mlp_out", "resid_post"])
+        wb.capture(model, "a dog", "resid_post")
+    with wb.intervene(model, repaired):
+        wb.capture(model, "a dog", ["mlp_out", "resid_post"])
+    loud = tiny_model("llama")
+    with torch.no_grad():
+        loud.weight("W_in", 0).mul_(1e7)
+        loud.weight("W_out", 0).mul_(1e-7)
+    wb.capture(loud, "a dog", ["mlp_post.0", "resid_post.0"])
+    with pytest.raises(NotFinite, match=r"mlp_post.0 holds \d+ values"):
+        wb.capture(loud, "a dog", ["mlp_post.0", "resid_post.0"], dtype=torch.float16)
+
+
 def state_of(model):
     """What looking inside attention might leave behind: attention implementations and hooks."""
     configs = {id(module.config): module.config for module in model.hf.modules() if hasattr(module, "config")}

@@ -30,7 +30,7 @@ def test_every_site_is_as_the_table_says(tiny):
                 assert " Use " in row["why"]
                 continue
             found = wb.capture(tiny, batch, site)[site]
-            known = {"batch": 1, "pos": 5}
+            known = {"batch": 1, "pos": 5, "key_pos": 5}
             axes = row["shape"].strip("[]").split(", ")
             assert list(found.shape) == [known.get(axis) or int(axis.split()[1]) for axis in axes], site
             path = row["module"].split(" of ")[1].split(" ")[0].replace("{l}", str(layer))

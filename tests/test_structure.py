@@ -20,12 +20,16 @@ FLOORS = [
     ["vocabulary"],
     ["architectures"],
     ["model"],
-    ["activations", "heap"],
+    ["activations", "heap", "frozen_norm"],
+    ["edits"],
     ["tracer"],
+    ["capturing"],
+    ["intervention", "generation"],
     ["checks", "catalogue"],
     ["verification", "embedded"],
     ["recognition", "model_files"],
     ["loading"],
+    ["interop"],
     ["analyses"],
     ["plots"],
     ["cli"],
@@ -34,6 +38,10 @@ FLOORS = [
 
 REACHING_UP = {
     ("model", "verification"),  # model.verify()
+    ("model", "generation"),  # model.generate()
+    ("activations", "interop"),  # acts.to_transformer_lens()
+    ("capturing", "interop"),  # wb.capture(backend="nnsight")
+    ("loading", "interop"),  # wb.load(bridge)
     ("analyses", "plots"),  # neurons.plot()
     ("activations", "plots"),  # acts.plot_norms()
 }

@@ -2,7 +2,7 @@ import pytest
 from families import tiny_tokenizer
 
 from workbench.errors import UnknownToken
-from workbench.tokens import fold, joined, matching_ids, no_such_token, shown, token_strings
+from workbench.tokens import fold, joined, matching_ids, no_such_token, ordinary_ids, shown, token_id, token_strings
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +70,19 @@ def test_a_word_that_is_no_token_hints_at_others():
     error = no_such_token(["dog", " doge", "cat"], "dogecoin", "folded")
     assert "'dogecoin' (folded) is no single token" in str(error)
     assert "begin like it: 'dog', ' doge'" in str(error)
+
+
+def test_one_token_by_its_string(strings):
+    tokenizer = tiny_tokenizer()
+    assert token_id(tokenizer, strings, " dog") == tokenizer.convert_tokens_to_ids("Ġdog")
+    assert token_id(tokenizer, strings, "dog") == tokenizer.convert_tokens_to_ids("dog")
+    assert token_id(tokenizer, strings, "\n") == token_id(tokenizer, strings, "\\n") == tokenizer.convert_tokens_to_ids("Ċ")
+    with pytest.raises(UnknownToken, match=r"'cat' is no single token .* made of 'c', 'a', 't'\. ' cat', with a leading space"):
+        token_id(tokenizer, strings, "cat")
+    with pytest.raises(UnknownToken, match=r"'a' is the string of 2 tokens, \[1, 2\]\. Give one of these ids"):
+        token_id(tokenizer, ["<s>", "a", "a"], "a")  # as SentencePiece's byte 0x61 and letter
+
+
+def test_ordinary_tokens(smollm):
+    assert ordinary_ids(tiny_tokenizer(), 300) == list(range(1, len(tiny_tokenizer())))
+    assert ordinary_ids(smollm.tokenizer, smollm.d_vocab) == list(range(17, 49_152))

@@ -128,6 +128,12 @@ def test_gain_and_norm_rank_alike_for_an_rms_norm(x):
     assert not torch.allclose(gain.top_probabilities, normed.top_probabilities)
 
 
+def test_the_mean_direction_gives_the_mean_logit(x):
+    for dtype in (torch.float32, torch.bfloat16):
+        voc = vocabulary(dtype)
+        torch.testing.assert_close(x @ voc.mean_direction(), dense(voc, x, "none").mean(1).float(), rtol=1e-4, atol=1e-5)
+
+
 def test_a_planted_direction_has_the_closed_form_probability():
     voc = Vocabulary(torch.eye(D), None, torch.ones(D), nn.Identity())
     found = voc.project(3.0 * voc.direction(5)[None], k=1)

@@ -4,26 +4,60 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from workbench.analyses.activation_patching import activation_patching as activation_patching
+    from workbench.analyses.head_scores import HeadScores as HeadScores
+    from workbench.analyses.head_scores import head_scores as head_scores
+    from workbench.analyses.logit_attribution import Attribution as Attribution
+    from workbench.analyses.logit_attribution import logit_attribution as logit_attribution
+    from workbench.analyses.neuron_effect import neuron_effect as neuron_effect
     from workbench.analyses.neuron_map import NeuronMap as NeuronMap
     from workbench.analyses.neuron_map import map_neurons as map_neurons
+    from workbench.analyses.scan import scan as scan
+    from workbench.capturing import capture as capture
+    from workbench.edits.files import load_edits as load_edits
+    from workbench.edits.files import save_edits as save_edits
+    from workbench.edits.make import ablate as ablate
+    from workbench.edits.make import add as add
+    from workbench.edits.make import clamp as clamp
+    from workbench.edits.make import patch as patch
+    from workbench.edits.make import project_out as project_out
+    from workbench.edits.make import replace as replace
+    from workbench.edits.make import scale as scale
     from workbench.errors import WorkbenchError as WorkbenchError
+    from workbench.intervention import intervene as intervene
     from workbench.loading import load as load
     from workbench.model import LanguageModel as LanguageModel
     from workbench.model_files import models as models
     from workbench.sites import Site as Site
-    from workbench.tracer import capture as capture
     from workbench.vocabulary import Vocabulary as Vocabulary
 
 _HOMES = {
+    "Attribution": "workbench.analyses.logit_attribution",
+    "HeadScores": "workbench.analyses.head_scores",
     "LanguageModel": "workbench.model",
     "NeuronMap": "workbench.analyses.neuron_map",
     "Site": "workbench.sites",
     "Vocabulary": "workbench.vocabulary",
     "WorkbenchError": "workbench.errors",
-    "capture": "workbench.tracer",
+    "ablate": "workbench.edits.make",
+    "activation_patching": "workbench.analyses.activation_patching",
+    "add": "workbench.edits.make",
+    "capture": "workbench.capturing",
+    "clamp": "workbench.edits.make",
+    "head_scores": "workbench.analyses.head_scores",
+    "intervene": "workbench.intervention",
     "load": "workbench.loading",
+    "load_edits": "workbench.edits.files",
+    "logit_attribution": "workbench.analyses.logit_attribution",
     "map_neurons": "workbench.analyses.neuron_map",
     "models": "workbench.model_files",
+    "neuron_effect": "workbench.analyses.neuron_effect",
+    "patch": "workbench.edits.make",
+    "project_out": "workbench.edits.make",
+    "replace": "workbench.edits.make",
+    "save_edits": "workbench.edits.files",
+    "scale": "workbench.edits.make",
+    "scan": "workbench.analyses.scan",
 }
 """Public names and where they live. They are resolved when first used (PEP 562): importing torch takes a second."""
 

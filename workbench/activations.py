@@ -17,9 +17,10 @@ from workbench.tokens import shown
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
+    from transformer_lens import ActivationCache  # pyright: ignore[reportMissingModuleSource]
 
 PAIRS = ("attn_scores", "pattern")
-"""Sites of `[batch, heads, pos, pos]`: a token's row is the third axis."""
+"""Sites of `[batch, heads, pos, key_pos]`: a token's row is the third axis."""
 
 MASSIVE = 10.0
 """A state is called massive from this many times the median norm of its site on (Sun et al. 2024, arXiv 2402.17762)."""
@@ -89,7 +90,7 @@ class Activations(Mapping[str, Tensor]):
         """
         import pandas as pd
 
-        real, columns = self._kept(self.mask), self._columns()
+        real, columns = self.kept_mask, self._columns()
         rows, order = real.nonzero(as_tuple=True)
         at = columns[rows, order]
         ids = self.tokens[rows, at].tolist()
@@ -170,10 +171,35 @@ class Activations(Mapping[str, Tensor]):
             self.model, dict(zip(names, (g.detach() for g in filled), strict=True)), self.tokens, self.mask, self.positions
         )
 
+    def to_transformer_lens(self) -> ActivationCache:
+        """A `transformer_lens.ActivationCache` of the same tensors (not copies), by TransformerLens's names.
+
+        Left out: `router_logits`, which has no name there, and raw modules. With `positions` the pos axis has the chosen
+        tokens alone. TransformerLens means other tensors by `hook_embed` in BLOOM (after a norm), and by
+        `hook_attn_scores` in GPT-Neo, GPT-J and Llama 4 (the pattern).
+
+        The cache's methods work where what they ask for was captured: `cache["resid_post", 3]`, `accumulated_resid`,
+        `decompose_resid`, `stack_activation`, `stack_head_results`, `get_neuron_results`, `stack_neuron_results`. No site
+        holds the scale of a norm, a position embedding or a sum of biases: so `logit_attrs`, and `apply_ln=True` of all but
+        `accumulated_resid` to the end, find no `hook_scale`; `decompose_resid` lacks `pos_embed` where there is one; and
+        `get_full_resid_decomposition` needs a bridge to ask, `cache.model = bridge`.
+
+        Raises:
+            MissingPackage: if TransformerLens is not installed.
+        """
+        from workbench.interop.transformer_lens import cache_of
+
+        return cache_of(self)
+
     @property
     def batch(self) -> Batch:
         """Tokens and mask, to capture or patch the same texts again."""
         return Batch(self.tokens, self.mask)
+
+    @property
+    def kept_mask(self) -> Tensor:
+        """Which of the kept tokens are real, `[batch, kept]`."""
+        return self._kept(self.mask)
 
     def _name(self, site: str) -> str:
         if site in self.tensors:

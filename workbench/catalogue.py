@@ -25,18 +25,12 @@ def site_table(model: LanguageModel) -> pd.DataFrame:
     """
     import pandas as pd
 
-    sizes = {
-        "d_model": model.d_model, "d_mlp": model.d_mlp, "heads": model.heads.n_heads,
-        "kv_heads": model.heads.n_key_value_heads, "d_head": model.heads.d_head, "d_value": model.heads.d_value,
-        "n_experts": model.n_experts,
-    }  # fmt: skip
     rows: list[dict[str, Any]] = []
     for name, kind in SITES.items():
         groups: dict[tuple[str | None, str | None], list[int]] = {}
         for layer in [0] if name in WITHOUT_LAYER else range(model.n_layers):
             why = None if name in WITHOUT_LAYER else why_not(model.row.block(layer), name)
             groups.setdefault((why, None if why else _module(model, name, layer)), []).append(layer)
-        axes = [f"{axis} {sizes[axis]}" if axis in sizes else axis for axis in kind.shape.split(", ")]
         for (why, module), layers in groups.items():
             site = Site(name, None if name in WITHOUT_LAYER else layers[0])
             rows.append(
@@ -45,7 +39,7 @@ def site_table(model: LanguageModel) -> pd.DataFrame:
                     "layers": "" if name in WITHOUT_LAYER else ranges(layers),
                     "available": why is None,
                     "meaning": kind.meaning,
-                    "shape": f"[{', '.join(axes)}]",
+                    "shape": f"[{kind.shape if why else _shape(model, site)}]",
                     "module": module,
                     "writable": why is None and model.tap(site).passed_by is None,
                     "transformer_lens": _with_layer(site.transformer_lens, site),
@@ -54,6 +48,10 @@ def site_table(model: LanguageModel) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
+
+
+def _shape(model: LanguageModel, site: Site) -> str:
+    return ", ".join(axis if size is None else f"{axis} {size}" for axis, size in model.axes(site).items())
 
 
 def family_table() -> pd.DataFrame:

@@ -45,6 +45,26 @@ class UnknownToken(WorkbenchError):
     """A text that is no token of the vocabulary, or a token id outside it."""
 
 
+class TextTooLong(WorkbenchError):
+    """A text of more tokens than the model's context."""
+
+
+class LengthMismatch(WorkbenchError):
+    """Texts of different numbers of tokens, or batches of different size, where one's positions must be the other's."""
+
+
+class UnknownNorm(WorkbenchError):
+    """A norm that is neither a LayerNorm nor an RMS norm, so that it cannot be frozen to a linear map."""
+
+
+class MissingPackage(WorkbenchError):
+    """What was asked for needs a package that is not installed."""
+
+
+class RemoteUnavailable(WorkbenchError):
+    """NDIF cannot be reached, or does not run the model for this user now."""
+
+
 class NotFinite(WorkbenchError):
     """NaN or infinity where a number is needed."""
 

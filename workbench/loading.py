@@ -41,16 +41,22 @@ def load(
     are captured as they are, and their weights can be read once they are merged. A family without a row is guessed from
     the module tree, and taken only if the whole self-check passes.
 
+    Of a TransformerLens TransformerBridge and of an nnsight model the Hugging Face model inside is taken, with their
+    tokenizer. A bridge is left as it is: the workbench runs Hugging Face's own modules with the bridge's weights, so the
+    bridge's hooks do not fire, and logits are Hugging Face's, from which a bridge's may differ. (`weights_hash` is not that
+    of the model loaded without a bridge: bridges give a head without a bias one of zeros.) An nnsight model whose weights are
+    not loaded yet is loaded, or left so with `check=False`, for `wb.capture(…, backend="nnsight", remote=True)`.
+
     Args:
         model: The embedded model's name (pulled on first use), a local folder, a Hugging Face id (from its cache, else
-            downloaded), or a live model, which needs its tokenizer.
+            downloaded), or a live model: Hugging Face's, which needs its tokenizer, a TransformerBridge, or nnsight's.
         dtype: Of the weights; as stored, if not given. A live model's own weights are changed.
         device: Where to put the weights; as they are (the CPU), if not given.
         device_map: How accelerate spreads the weights over devices, as `from_pretrained` takes it; instead of `device`.
         revision: Branch, tag or commit of a hub model.
         check: Run the short self-check (one small forward pass).
     Raises:
-        UnknownModel, BrokenModel: if there is no such model, or its files cannot be used.
+        UnknownModel, BrokenModel: if there is no such model, its files cannot be used, or a bridge's weights were processed.
         UnknownArchitecture: for an encoder-decoder, or a family without a row for which no guess holds.
         VerificationFailed: if the self-check fails.
     """
@@ -64,7 +70,8 @@ def load(
         hf, tokenizer = _from_folder(folder, tokenizer, dtype, device_map)
         name, revision, source = str(model), revision_of(folder), folder
     else:
-        hf: Any = _live(model, tokenizer)
+        moved = dtype is not None or device is not None
+        hf, tokenizer = _live(model, tokenizer, moved=moved, meant_to_run=check)
         if device_map is not None or revision is not None:
             raise UnknownOption("device_map= and revision= are for models that are loaded from files; this one is live.")
         name, revision, source = getattr(hf.config, "_name_or_path", "") or type(hf).__name__, "local", None
@@ -86,8 +93,9 @@ def load(
     return loaded
 
 
-def _live(model: Any, tokenizer: Any) -> Any:
-    """The Hugging Face model that was given; inside a PeftModel, the one whose linear layers carry the adapters.
+def _live(model: Any, tokenizer: Any, *, moved: bool, meant_to_run: bool) -> tuple[Any, Any]:
+    """The Hugging Face model that was given and its tokenizer; inside a PeftModel, the one whose linear layers carry the
+    adapters; inside a TransformerBridge or an nnsight model, as `workbench.interop.wrapped` finds it.
 
     Raises:
         UnknownModel: if it is no such model, or its tokenizer is missing.
@@ -95,6 +103,10 @@ def _live(model: Any, tokenizer: Any) -> Any:
     """
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from workbench.interop.wrapped import unwrapped
+
+    model, its_tokenizer = unwrapped(model, moved=moved, meant_to_run=meant_to_run)
+    tokenizer = its_tokenizer if tokenizer is None else tokenizer
     if not isinstance(model, PreTrainedModel) and not hasattr(model, "get_base_model"):
         raise UnknownModel(
             f"A {type(model).__name__} was given where a model is wanted: a name, a folder, or a live Hugging Face model "
@@ -104,13 +116,13 @@ def _live(model: Any, tokenizer: Any) -> Any:
         found = "without its tokenizer" if tokenizer is None else f"with a {type(tokenizer).__name__} for a tokenizer"
         raise UnknownModel(f"A live model was given {found}. Pass tokenizer=, as AutoTokenizer.from_pretrained gives it.")
     if not hasattr(model, "get_base_model"):
-        return model
+        return model, tokenizer
     if getattr(model.active_peft_config, "is_prompt_learning", False):
         raise UnknownArchitecture(
             f"The adapter {model.active_adapter!r} adds virtual tokens before every text, so positions would not be those of "
             "the text. Load the base model, or an adapter of the weights (LoRA and its kin)."
         )
-    return model.get_base_model()  # pyright: ignore[reportCallIssue]
+    return model.get_base_model(), tokenizer  # pyright: ignore[reportCallIssue]
 
 
 def _from_folder(

@@ -27,9 +27,10 @@ from workbench.architectures.weights import (
     shared_expert,
     unmerged_adapters,
 )
-from workbench.errors import LayerOutOfRange, MissingWeight, WorkbenchError, require_one_of
-from workbench.sites import Site
-from workbench.tokens import token_strings
+from workbench.errors import LayerOutOfRange, MissingWeight, TextTooLong, UnknownOption, WorkbenchError, require_one_of
+from workbench.projection import no_such_id
+from workbench.sites import SITES, Site
+from workbench.tokens import token_id, token_strings
 from workbench.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -98,6 +99,11 @@ class LanguageModel:
         head = self.module(self.row.head)
         return int(getattr(head, "out_features", 0)) or self.weight("W_U").shape[1]
 
+    @property
+    def n_context(self) -> int | None:
+        """Tokens of the longest text that the model was made for, as its config says; None where it says nothing (BLOOM)."""
+        return getattr(self._config, "max_position_embeddings", None)
+
     @cached_property
     def n_experts(self) -> int:
         """Routed experts of a block that has any; 0 if none has."""
@@ -124,7 +130,8 @@ class LanguageModel:
         """Where inputs go: of a model that is spread over several devices, the first one that computes."""
         spread = getattr(self.hf, "hf_device_map", None)
         if spread is None:
-            return self.hf.device
+            # Weights that are not loaded (nnsight's, for a model that runs elsewhere) are on no device that takes tokens.
+            return torch.device("cpu") if self.hf.device.type == "meta" else self.hf.device
         return torch.device(next((place for place in spread.values() if place not in ("cpu", "disk")), "cpu"))
 
     @property
@@ -141,6 +148,18 @@ class LanguageModel:
     def token_strings(self) -> list[str]:
         """The printable string of every token id."""
         return token_strings(self.tokenizer, self.d_vocab)
+
+    def token_id(self, token: str | int) -> int:
+        """The id of a token, named by its string (of which a leading space is a part) or by the id itself.
+
+        Raises:
+            UnknownToken: if it is no single token of the vocabulary.
+        """
+        if isinstance(token, str):
+            return token_id(self.tokenizer, self.token_strings, token)
+        if not 0 <= token < self.d_vocab:
+            raise no_such_id(token, self.d_vocab)
+        return token
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -188,6 +207,24 @@ class LanguageModel:
         found = tap(self.row, site, self.heads)
         return found if site.name != "result" else replace(found, cut=ByHeadWritten(self.weight("W_O", site.layer).detach()))
 
+    def axes(self, site: Site) -> dict[str, int | None]:
+        """The axes of the site's tensor by name, with their size; None for those of the batch.
+
+        Raises:
+            UnknownSite: if this layer does not have it.
+        """
+        self.tap(site)
+        sizes = {
+            "d_model": self.d_model, "heads": self.heads.n_heads, "kv_heads": self.heads.n_key_value_heads,
+            "d_head": self.heads.d_head, "d_value": self.heads.d_value,
+        }  # fmt: skip
+        if site.layer is not None and (down := self.block_row(site.layer).down) is not None:
+            sizes["d_mlp"] = d_in(self.block(site.layer).get_submodule(down.path))
+        if site.name == "router_logits":
+            assert site.layer is not None
+            sizes["n_experts"] = self._n_experts(site.layer)
+        return {axis: sizes.get(axis) for axis in SITES[site.name].shape.split(", ")}
+
     def weight(self, name: str, layer: int | None = None, *, expert: int | Literal["shared"] | None = None) -> Tensor:
         """A weight by its TransformerLens name, read left to right (`x @ W`), a view of Hugging Face's own tensor.
 
@@ -210,18 +247,26 @@ class LanguageModel:
             raise MissingWeight(f"{where} ({self.row.model_type}) has no {name}.{self._instead(name, layer)}")
         return found
 
-    def tokenize(self, texts: str | Sequence[str], *, padding_side: str = "right") -> Batch:
-        """Token ids of texts, padded to one length; special tokens as the tokenizer adds them.
+    def tokenize(
+        self, texts: str | Sequence[str], *, padding_side: str = "right", bos: bool | None = None, chat: bool = False
+    ) -> Batch:
+        """Token ids of texts, padded to one length.
 
+        Args:
+            bos: Whether a text begins with the token of beginnings: exactly one, or none; as the tokenizer has it, if None.
+            chat: Each text is a user's message, put into the tokenizer's chat template, to the point where the model answers.
         Raises:
             WorkbenchError: if there is no text, or one gives no token.
+            TextTooLong: if one has more tokens than the model's context.
+            UnknownOption: if the tokenizer has no such token, or no chat template.
         """
         require_one_of("padding_side", padding_side, ("left", "right"))
         texts = [texts] if isinstance(texts, str) else list(texts)
-        rows = [self.tokenizer(text)["input_ids"] for text in texts]
+        rows = [self._ids(text, bos, chat) for text in texts]
         for i, row in enumerate(rows):
             if not row:
                 raise WorkbenchError(f"Text {i} is empty: it gives no token. Give it at least one word.")
+            self._require_room(f"Text {i}", len(row))
         if not rows:
             raise WorkbenchError("No text was given. Give at least one.")
         length = max(map(len, rows))
@@ -232,12 +277,58 @@ class LanguageModel:
             tokens[i, real], mask[i, real] = torch.tensor(row), True
         return Batch(tokens.to(self.device), mask.to(self.device))
 
+    def _ids(self, text: str, bos: bool | None, chat: bool) -> list[int]:
+        if chat:
+            if not self.tokenizer.chat_template:
+                raise UnknownOption(f"The tokenizer of {self.name!r} has no chat template. Leave chat out, or write the turns.")
+            message = [{"role": "user", "content": text}]
+            text = str(self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+        ids: Any = self.tokenizer(text, add_special_tokens=not chat)["input_ids"]  # a template brings its own
+        if bos is None:
+            return ids
+        first: Any = self.tokenizer.bos_token_id
+        if first is None:
+            raise UnknownOption(f"The tokenizer of {self.name!r} has no token of beginnings. Leave bos out.")
+        while ids[:1] == [first]:
+            ids = ids[1:]
+        return [first, *ids] if bos else ids
+
+    def _require_room(self, what: str, length: int) -> None:
+        """
+        Raises:
+            TextTooLong: if it has more tokens than the model's context.
+        """
+        if self.n_context is not None and length > self.n_context:
+            raise TextTooLong(
+                f"{what} has {length} tokens, and the context of {self.name!r} is {self.n_context}. Nothing is cut in silence: "
+                "shorten it, or split it into several texts."
+            )
+
     def forward(self, batch: Batch) -> Float[Tensor, "batch pos d_vocab"]:
-        """The model's own logits. Positions are counted over real tokens, so padding on either side changes nothing."""
+        """The model's own logits. Positions are counted over real tokens, so padding on either side changes nothing.
+
+        Raises:
+            TextTooLong: if the batch is wider than the model's context.
+        """
+        return self.hf(**self.inputs(batch)).logits
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """What the Hugging Face model is given for a batch, by name.
+
+        Raises:
+            TextTooLong: if the batch is wider than the model's context.
+        """
+        self._require_room("The batch", batch.tokens.shape[1])
         inputs: dict[str, Any] = {"input_ids": batch.tokens, "attention_mask": batch.mask.long(), "use_cache": False}
         if "position_ids" in inspect.signature(self.hf.forward).parameters:
             inputs["position_ids"] = (batch.mask.long().cumsum(1) - 1).clamp_min(0)
-        return self.hf(**inputs).logits
+        return inputs
+
+    def generate(self, prompts: str | Sequence[str], **options: Any) -> str | list[str]:
+        """Continue prompts: see `workbench.generation.generate` for the options (max_new_tokens, temperature, chat, …)."""
+        from workbench.generation import generate
+
+        return generate(self, prompts, **options)
 
     def verify(self) -> "Verification":
         """Check every identity that the names promise: see `workbench.verification`."""

@@ -21,7 +21,7 @@ class SiteKind(NamedTuple):
 
 
 _POS = "batch, pos"
-_STREAM, _NEURONS, _PAIRS = f"{_POS}, d_model", f"{_POS}, d_mlp", "batch, heads, pos, pos"
+_STREAM, _NEURONS, _PAIRS = f"{_POS}, d_model", f"{_POS}, d_mlp", "batch, heads, pos, key_pos"
 
 SITES = {
     "embed": SiteKind("token embedding, as the embedding module gives it", _STREAM, "hook_embed", "token_embeddings"),

@@ -67,6 +67,31 @@ def no_such_token(strings: Iterable[str], text: str, match: Match) -> UnknownTok
     )
 
 
+def token_id(tokenizer: "PreTrainedTokenizerBase", strings: Sequence[str], text: str) -> int:
+    """The id of the one token that is `text`, of which a leading space is a part; line breaks and the like as they are, or
+    escaped as `token_strings` has them.
+
+    Raises:
+        UnknownToken: if it is no single token (the text says of which it is made), or the string of several.
+    """
+    found = matching_ids(enumerate(strings), _escaped(text), "exact")
+    if len(found) > 1:
+        raise UnknownToken(f"{text!r} is the string of {len(found)} tokens, {found[:5]}. Give one of these ids instead.")
+    if not found:
+        pieces = [strings[i] for i in tokenizer(text, add_special_tokens=False)["input_ids"] if i < len(strings)]
+        made = f" It is made of {', '.join(map(repr, pieces))}." if len(pieces) > 1 else ""
+        spaced = f" {' ' + text!r}, with a leading space, is one." if " " + _escaped(text) in strings else ""
+        raise UnknownToken(f"{text!r} is no single token of this vocabulary.{made}{spaced} Name one token, or give its id.")
+    return found[0]
+
+
+def ordinary_ids(tokenizer: "PreTrainedTokenizerBase", d_vocab: int) -> list[int]:
+    """Ids of the tokens that texts are made of: none that is special or was added, and none that pads the embedding matrix."""
+    raw = tokenizer.convert_ids_to_tokens(list(range(min(len(tokenizer), d_vocab))))
+    apart = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    return [i for i, token in enumerate(raw) if token is not None and i not in apart]
+
+
 def shown(token: str) -> str:
     """The token as a terminal or a picture shows it: a leading or trailing space becomes a visible `·`."""
     core = token.strip(" ")
@@ -90,6 +115,10 @@ def _printable(token: str, byte_level: bool) -> str:
         text = bytes([int(match[1], 16)]).decode("utf-8", errors="backslashreplace")
     else:
         text = token.replace("▁", " ")
+    return _escaped(text)
+
+
+def _escaped(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

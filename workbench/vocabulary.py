@@ -51,6 +51,10 @@ class Vocabulary:
             raise no_such_id(token, self.d_vocab)
         return self.W_U[:, token]
 
+    def mean_direction(self) -> Float[Tensor, " d_model"]:
+        """The mean of all columns of `W_U`, in the accumulation dtype: what a logit is centred by."""
+        return self.W_U.mean(1, dtype=accumulation_dtype(self.W_U))
+
     def linear_part(self, x: Float[Tensor, "*batch d_model"], decoder: Decoder) -> Float[Tensor, "*batch d_model"]:
         """What multiplies `W_U` if only the linear part of the decoder is taken: x, scaled by the gain unless it is `none`."""
         if decoder == "none" or self.gain is None:

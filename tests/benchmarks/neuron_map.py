@@ -8,12 +8,10 @@ speed drifts slows them all; ratios are taken round by round.
 
 import argparse
 import json
-import resource
 import statistics
-import threading
-import time
 
 import torch
+from measuring import peak_extra_bytes, ratio, seconds
 
 import workbench as wb
 from workbench.embedded import DEFAULT, EMBEDDED
@@ -79,64 +77,22 @@ def main() -> None:
     rows = everything[:1]  # a variant's peak does not depend on how many layers follow
     memory = {name: peak_extra_bytes(run, device) for name, run in variants.items()}
     rows = everything
-    seconds = {name: [] for name in variants}
-    for _ in range(options.rounds):
-        for name, run in variants.items():
-            started = time.perf_counter()
-            run()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - started)
+    found = seconds(variants, options.rounds)
     flops = 2 * d_model * d_vocab * d_mlp * layers
     table = [
         {
             "variant": name,
             "seconds": round(statistics.median(times), 4),
-            "ratio_to_product": ratio(times, seconds["product"]),
-            "ratio_to_product_into_one_buffer": ratio(times, seconds["product_into_one_buffer"]),
+            "ratio_to_product": ratio(times, found["product"]),
+            "ratio_to_product_into_one_buffer": ratio(times, found["product_into_one_buffer"]),
             "tflops": round(flops / statistics.median(times) / 1e12, 3),
             "peak_extra_mb": round(memory[name] / 1e6, 1),
         }
-        for name, times in seconds.items()
+        for name, times in found.items()
     ]
     settings = vars(options) | {"neurons": d_mlp * layers, "weights": "random" if model is None else DEFAULT}
     settings["torch"] = torch.__version__
     print(json.dumps({"benchmark": "neuron map, up side", "settings": settings, "table": table}, indent=2))
-
-
-def ratio(times, base):
-    """Median of the ratios of each round."""
-    return round(statistics.median(a / b for a, b in zip(times, base, strict=True)), 3)
-
-
-def peak_extra_bytes(run, device) -> int:
-    """The most memory that a run takes beyond what was held before it: the allocator's count on a GPU, the resident set,
-    looked at every millisecond, on a CPU. Also the warm-up."""
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return torch.cuda.max_memory_allocated() - before
-    before, peak, ended = resident(), 0, threading.Event()
-
-    def watch():
-        nonlocal peak
-        while not ended.wait(0.001):
-            peak = max(peak, resident())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    run()
-    ended.set()
-    watcher.join()
-    return max(0, peak - before)
-
-
-def resident() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
 
 
 if __name__ == "__main__":

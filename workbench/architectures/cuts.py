@@ -140,7 +140,7 @@ def _four_axes(x: Tensor, heads: Heads) -> Tensor:
 
 @dataclass(frozen=True)
 class Pairs(Cut):
-    """`[batch, heads, pos, pos]`, or the first two axes in one; without the last column where it is no token (GPT-OSS)."""
+    """`[batch, heads, pos, key_pos]`, or the first two axes in one; without the last column where it is no token (GPT-OSS)."""
 
     sink: bool = False
 

@@ -45,7 +45,9 @@ class Tap:
 
     def write(self, value: Tensor, new: Tensor, axes: tuple[int, int] | None) -> Tensor:
         """The module's tensor with the site set to `new`; neither is changed."""
-        new = (new if self.scale == 1.0 else new / self.scale).to(value.dtype)
+        if self.scale != 1.0:  # by the difference: what was not changed must stay bitwise, and new / scale might not
+            new = value + (new.reshape(value.shape) - value * self.scale) / self.scale
+        new = new.to(value.dtype)
         if self.cut is WHOLE:
             return new.reshape(value.shape).clone() if self.mutated else new.reshape(value.shape)
         whole = value.clone()
@@ -81,15 +83,16 @@ def tap(row: Architecture, site: Site, heads: Heads) -> Tap:
         scale=block.residual_multiplier if name in ("attn_out", "mlp_out", "result") else 1.0,
         block=row.path("", site.layer).rstrip(".") if name in block.flattened else None,
         mutated=name in block.mutated,
-        passed_by=_PASSED_BY.get(name),
+        passed_by=READ_ONLY.get(name),
     )
 
 
-_PASSED_BY = {
+READ_ONLY = {
     "result": "the heads are added up in one product. Write z, of which it is made",
     "resid_mid": "the stream itself passes this place by. Write attn_out, which is added to it, or resid_post",
     "router_logits": "the router has chosen its experts already when it gives them. Write mlp_out, or the router's weight",
 }
+"""Sites where writing would not reach the model, and why."""
 
 
 def why_not(block: Block, name: str) -> str | None:

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from workbench.attention import INSIDE
+from workbench.capturing import keeping
 from workbench.checks.check import Check, check, error, real
 from workbench.checks.still import sites_of
 from workbench.model import Batch, LanguageModel
 from workbench.sites import Site
-from workbench.tracer import keeping
 
 
 def inside(model: LanguageModel, batch: Batch) -> Iterator[Check]:

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from workbench.capturing import keeping
 from workbench.checks.check import LENGTHS, Check, NothingToSee, check, error, real
 from workbench.checks.still import sites_of
 from workbench.model import Batch, LanguageModel
 from workbench.sites import Site
-from workbench.tracer import Call, Edit, calls_of, edited, keeping
+from workbench.tracer import Call, Edit, calls_of, edited
 
 EDITED, LATER = LENGTHS[0] - 2, LENGTHS[0] - 1
 """Positions in the first row, which has no padding: neighbours, so that a window of two tokens shows one to the other."""

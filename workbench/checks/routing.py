@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from workbench.capturing import keeping
 from workbench.checks.check import Check, check, error, real
 from workbench.model import Batch, LanguageModel
 from workbench.sites import Site
-from workbench.tracer import Call, calls_of, keeping
+from workbench.tracer import Call, calls_of
 
 
 def routing(model: LanguageModel, batch: Batch) -> Iterator[Check]:

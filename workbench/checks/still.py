@@ -10,10 +10,10 @@ from workbench.architectures.row import Block
 from workbench.architectures.taps import why_not
 from workbench.architectures.weights import Expert, norm_bias
 from workbench.attention import INSIDE
+from workbench.capturing import keeping
 from workbench.checks.check import Check, check, error, real
 from workbench.model import Batch, LanguageModel
 from workbench.sites import SITES, WITHOUT_LAYER, Site
-from workbench.tracer import keeping
 
 APART = {*INSIDE, "result"}
 """Sites that another attention function is switched on for, or that are a product: see `workbench.checks.inside`."""

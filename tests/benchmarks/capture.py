@@ -1,0 +1,153 @@
+"""What capturing costs, beside a forward pass without hooks, plain hooks, TransformerLens and nnsight, in one run.
+
+    python tests/benchmarks/capture.py [--device cuda --shape llama-8b --dtype bfloat16 --batch 16 --length 512]
+
+Prints one JSON object. Sites: resid_post, attn_out, mlp_out and mlp_post of all layers. Ratios are to the body alone (the model
+without its head), medians of rounds in which the variants take turns. Peers are run where they are installed.
+"""
+
+import argparse
+import json
+import logging
+import statistics
+import warnings
+from importlib.util import find_spec
+
+import torch
+from measuring import peak_extra_bytes, ratio, seconds
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+import workbench as wb
+from workbench.embedded import DEFAULT, EMBEDDED
+from workbench.heap import keep_pages
+from workbench.model import Batch
+from workbench.sites import parse_sites
+
+SITES = ["resid_post", "attn_out", "mlp_out", "mlp_post"]
+LLAMA_8B = {
+    "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "vocab_size": 128_256, "max_position_embeddings": 8192, "rope_theta": 500_000.0,
+}  # fmt: skip
+
+
+def loaded(options: argparse.Namespace) -> wb.LanguageModel:
+    device, dtype = options.device, getattr(torch, options.dtype)
+    if options.shape == "smollm2" and EMBEDDED[DEFAULT].is_pulled:
+        return wb.load(device=device, dtype=dtype)
+    from families import tiny_tokenizer
+
+    shape = LLAMA_8B if options.shape == "llama-8b" else {**LLAMA_8B, "hidden_size": 576, "intermediate_size": 1536,
+        "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49_152}  # fmt: skip
+    with torch.device(device):
+        hf = AutoModelForCausalLM.from_config(LlamaConfig(**shape), dtype=dtype)
+    return wb.load(hf, tokenizer=tiny_tokenizer())
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--shape", choices=["smollm2", "llama-8b"], default="smollm2")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    torch.manual_seed(0)
+    model = loaded(options)
+    tokens = torch.randint(0, 256, (options.batch, options.length), device=model.device)
+    batch = Batch(tokens, torch.ones_like(tokens, dtype=torch.bool))
+    sites = [str(site) for site in parse_sites(SITES, model.n_layers)]
+    inputs = {"input_ids": tokens, "attention_mask": batch.mask.long(), "use_cache": False}
+
+    def plain_hooks():
+        kept, handles = {}, []
+        for site in sites:
+            tap = model.tap(wb.Site.parse(site, model.n_layers))
+            module = model.module(tap.path)
+
+            def keep(_, args, output=None, site=site):
+                value = args if output is None else output
+                kept[site] = value[0] if isinstance(value, tuple) else value
+
+            handles.append(module.register_forward_pre_hook(keep) if tap.end == "input" else module.register_forward_hook(keep))
+        try:
+            model.hf.model(**inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return kept
+
+    variants = {
+        "body alone": lambda: model.hf.model(**inputs),
+        "body and head": lambda: model.hf(**inputs),
+        "plain hooks": plain_hooks,
+        "wb.capture": lambda: wb.capture(model, batch, SITES),
+        "wb.capture(finite=False)": lambda: wb.capture(model, batch, SITES, finite=False),
+    }
+    if options.shape == "smollm2" and find_spec("transformer_lens"):
+        variants["TransformerLens, names_filter"] = transformer_lens(options, tokens, sites)
+    if find_spec("nnsight"):
+        variants["nnsight, saving the same"] = nnsight(model, tokens, sites)
+    device = torch.device(options.device)
+    tables = {}
+    for pages in ("as malloc has them", "kept"):
+        if pages == "kept":
+            keep_pages()  # as the first wb.capture of a process does, for the rest of it and for all
+        own = {name: run for name, run in variants.items() if pages == "kept" or not name.startswith("wb.")}
+        memory = {name: peak_extra_bytes(run, device) for name, run in own.items()}
+        times = seconds(own, options.rounds)
+        tables[pages] = [
+            {
+                "variant": name,
+                "seconds": round(statistics.median(found), 4),
+                "ratio_to_body": ratio(found, times["body alone"]),
+                "peak_extra_mb": round(memory[name] / 1e6, 1),
+            }
+            for name, found in times.items()
+        ]
+    kept = sum(value.nbytes for value in wb.capture(model, batch, SITES).values())
+    settings = vars(options) | {"weights": model.name, "sites": len(sites), "kept_mb": round(kept / 1e6, 1)}
+    settings["torch"] = torch.__version__
+    print(json.dumps({"benchmark": "capture", "settings": settings, "tables, by pages of freed memory": tables}, indent=2))
+
+
+def transformer_lens(options, tokens, sites):
+    from transformer_lens.model_bridge import TransformerBridge
+
+    model = wb.load(device=options.device, dtype=getattr(torch, options.dtype))  # a bridge rewrites the model in place
+    bridge = TransformerBridge.boot_transformers(str(model.source), hf_model=model.hf, tokenizer=model.tokenizer)
+    names = {wb.Site.parse(site, model.n_layers).transformer_lens for site in sites}
+    return lambda: bridge.run_with_cache(tokens, names_filter=lambda name: name in names)
+
+
+def nnsight(model, tokens, sites):
+    from nnsight import NNsight, save
+
+    traced, taps = NNsight(model.hf), [model.tap(wb.Site.parse(site, model.n_layers)) for site in sites]
+    order = {path: i for i, (path, _) in enumerate(model.hf.named_modules())}
+    places = sorted({(tap.path, tap.end) for tap in taps}, key=lambda place: _called(place, order))
+
+    def run():
+        kept = {}
+        with traced.trace(tokens):
+            for path, end in places:
+                module = traced.get(path)
+                kept[path] = save(module.input if end == "input" else module.output)
+        return kept
+
+    return run
+
+
+def _called(place, order):
+    """Forward order of a llama block: attention, down projection's input, MLP, block."""
+    path, _ = place
+    layer = int(path.split(".")[2])
+    inner = path.split(".", 3)[3] if path.count(".") > 2 else "z"
+    return layer, {"self_attn": 0, "mlp.down_proj": 1, "mlp": 2, "z": 3}[inner]
+
+
+if __name__ == "__main__":
+    main()

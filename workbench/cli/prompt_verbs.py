@@ -1,0 +1,139 @@
+"""Verbs about prompts: scan, generate, clamp."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workbench.cli.options import Device, DType, Json, Model, Revision, SideOption, load_model
+from workbench.cli.show import emit_json, say, table
+from workbench.embedded import DEFAULT as DEFAULT_MODEL
+
+Prompt = Annotated[str, typer.Option("--prompt", "-p", help="The text that the model goes on from.")]
+Edits = Annotated[Path | None, typer.Option(help="JSON file of edits, as wb.save_edits writes it.")]
+NewTokens = Annotated[int, typer.Option(min=1, help="Tokens of each continuation.")]
+
+
+def scan(
+    prompt: Prompt,
+    model: Model = DEFAULT_MODEL,
+    target: Annotated[str | None, typer.Option(help="Token to follow, with its space; the likeliest, if not given.")] = None,
+    edits: Edits = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: DType = None,
+    json: Json = False,
+) -> None:
+    """One prompt at a glance: the prediction, where it forms, which parts write it, which tokens are read."""
+    from workbench.analyses.scan import scan as run
+    from workbench.intervention import intervene
+
+    chosen = _edits(edits)
+    loaded = load_model(model, revision, device, dtype)
+    with intervene(loaded, *chosen):
+        found = run(loaded, prompt, target)
+    if json:
+        emit_json(found.to_json())
+    else:
+        print(found)
+
+
+def generate(
+    prompt: Prompt,
+    model: Model = DEFAULT_MODEL,
+    edits: Edits = None,
+    max_new_tokens: NewTokens = 20,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0: the likeliest token each time.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    chat: Annotated[bool, typer.Option("--chat", help="The prompt is a user's message in the chat template.")] = False,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: DType = None,
+    json: Json = False,
+) -> None:
+    """Continue a prompt; with --edits as the model is, and as it is with the edits."""
+    from workbench.intervention import intervene
+
+    chosen = _edits(edits)
+    loaded = load_model(model, revision, device, dtype)
+    options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "chat": chat}
+    before = loaded.generate(prompt, **options)
+    with intervene(loaded, *chosen):
+        after = loaded.generate(prompt, **options) if chosen else None
+    if json:
+        emit_json({"prompt": prompt, "text": before, "edited": after, "edits": list(map(repr, chosen)), **options})
+        return
+    if after is None:
+        print(before)
+        return
+    for edit in chosen:
+        say(repr(edit))
+    print(f"as it is:  {before}\nedited:    {after}")
+
+
+def clamp(
+    neuron: Annotated[str, typer.Argument(help="Layer and neuron: 12.345.")],
+    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="The text to go on from; may be given several times.")],
+    value: Annotated[float, typer.Option(help="What the neuron's number becomes.")] = 8.0,
+    side: Annotated[SideOption, typer.Option(help="Which of its numbers: before (up, gate) or after (down) the product.")] = (
+        SideOption.up
+    ),
+    word: Annotated[list[str] | None, typer.Option(help="Token to watch; may be repeated. Its own top words, if none.")] = None,
+    random: Annotated[int, typer.Option(min=1, help="Random neurons of the layer that are clamped in its place.")] = 20,
+    max_new_tokens: NewTokens = 20,
+    seed: Annotated[int, typer.Option(help="Which random neurons.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="HTML file for the picture.")] = None,
+    model: Model = DEFAULT_MODEL,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: DType = None,
+    json: Json = False,
+) -> None:
+    """Clamp a neuron: its words' probabilities and the continuation before and after, next to the same clamp on random ones."""
+    from workbench.analyses.neuron_effect import neuron_effect
+    from workbench.artifacts import staged
+
+    layer, index = _layer_and_neuron(neuron)
+    loaded = load_model(model, revision, device, dtype)
+    found = neuron_effect(
+        loaded, layer, index, prompt, value=value, side=side.value, words=word or None, n_random=random,
+        max_new_tokens=max_new_tokens, seed=seed, progress=len(prompt) > 1 and not json,
+    )  # fmt: skip
+    if plot is not None:
+        with staged(plot) as beside:
+            found.plot().write_html(beside)
+    summary = found.summary()
+    if json:
+        texts = found.generations.astype({"neuron": object}).to_dict("records")
+        emit_json({"settings": found.settings, "summary": summary.to_dict("records"), "generations": texts})
+        return
+    print(str(found).rpartition("\n")[0])
+    rows = [
+        (row["prompt"], f"{row['words_before']}", f"{row['words_after']}", f"{row['words_null']:.1f}")
+        for row in summary.to_dict("records")
+    ]
+    table("\nIts words in the continuation", ["prompt", "before", "after", "random neurons (mean)"], rows, left=["prompt"])
+    if plot is not None:
+        say(f"\nWritten to {plot}.")
+
+
+def _edits(path: Path | None) -> list:
+    from workbench.edits.files import load_edits
+
+    return [] if path is None else load_edits(path)
+
+
+def _layer_and_neuron(text: str) -> tuple[int, int]:
+    """
+    Raises:
+        UnknownOption: if it is spelled otherwise.
+    """
+    from workbench.errors import UnknownOption
+
+    layer, dot, neuron = text.partition(".")
+    if not (dot and layer.isdecimal() and neuron.isdecimal()):
+        raise UnknownOption(f"Neuron {text!r} is not understood. Write its layer and number: 12.345.")
+    return int(layer), int(neuron)
+
+
+VERBS = {"scan": scan, "generate": generate, "clamp": clamp}

@@ -1,0 +1,102 @@
+"""Edits as JSON: what a notebook tried, the command line and the app can do again.
+
+A tensor is `{"dtype", "shape", "base64"}`, its bytes little-endian: exact, and nothing that runs when it is read.
+"""
+
+import base64
+import math
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.artifacts import read_json, write_json
+from workbench.edits.edit import KINDS, SELECTORS, Edit, indices
+from workbench.edits.kinds import Replace
+from workbench.errors import BadArtifact, UnknownOption, WorkbenchError
+
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
+
+
+def save_edits(path: str | Path, edits: Sequence[Edit]) -> Path:
+    """Write edits to a JSON file.
+
+    Raises:
+        UnknownOption: if one of them is a function.
+        CannotWrite: if the file cannot be written.
+    """
+    write_json(Path(path), {"edits": [to_json(edit) for edit in edits]})
+    return Path(path)
+
+
+def load_edits(path: str | Path) -> list[Edit]:
+    """Read edits from a JSON file.
+
+    Raises:
+        BadArtifact: if it is none, or holds an edit that cannot be understood.
+    """
+    found = read_json(Path(path))
+    if not isinstance(found, dict) or not isinstance(found.get("edits"), list):
+        raise BadArtifact(f'{str(path)!r} holds no edits. It should be {{"edits": [{{"kind": "clamp", "site": …}}, …]}}.')
+    return [from_json(one) for one in found["edits"]]
+
+
+def to_json(edit: Edit) -> dict[str, Any]:
+    """Plain values; what has its default is left out.
+
+    Raises:
+        UnknownOption: if it is a function, which no JSON holds.
+    """
+    if isinstance(edit, Replace):
+        raise UnknownOption(f"{edit!r} is a Python function and cannot be saved. Save the tensors it makes, with add or patch.")
+    given = {one.name: getattr(edit, one.name) for one in fields(edit)}
+    changed = {one.name: given[one.name] for one in fields(edit) if one.default is MISSING or given[one.name] != one.default}
+    return {"kind": edit.kind} | {name: _plain(value) for name, value in changed.items()}
+
+
+def from_json(value: Any) -> Edit:
+    """The edit of its plain values.
+
+    Raises:
+        BadArtifact: if they make none.
+    """
+    kind = value.get("kind") if isinstance(value, dict) else None
+    if kind not in KINDS or KINDS[kind] is Replace:
+        known = ", ".join(name for name, one in KINDS.items() if one is not Replace)
+        raise BadArtifact(f"An edit of the kind {kind!r} is not known. Kinds are {known}.")
+    try:
+        return KINDS[kind](**{name: _read(name, item) for name, item in value.items() if name != "kind"})
+    except (TypeError, ValueError) as error:
+        if isinstance(error, WorkbenchError):
+            raise
+        names = ", ".join(one.name for one in fields(KINDS[kind]))
+        raise BadArtifact(f"The edit {kind!r} cannot be read ({error}). It has the fields {names}.") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        data = value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        dtype = str(value.dtype).removeprefix("torch.")
+        return {"dtype": dtype, "shape": list(value.shape), "base64": base64.b64encode(data).decode()}
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no infinity
+    return value
+
+
+def _read(name: str, value: Any) -> Any:
+    if isinstance(value, dict) and "base64" in value:
+        data = np.frombuffer(base64.b64decode(value["base64"], validate=True), np.uint8).copy()
+        return torch.from_numpy(data).view(_DTYPES[value["dtype"]]).reshape(value["shape"])
+    if isinstance(value, dict):
+        return {name: _read(name, item) for name, item in value.items()}
+    if name in ("value", "factor"):
+        return float(value)
+    if name in SELECTORS:
+        return indices(name, value)
+    return tuple(value) if isinstance(value, list) else value
