@@ -12,9 +12,11 @@ import sys
 import time
 
 import pytest
+import torch
 from families import tiny_hf, tiny_tokenizer
 from typer.testing import CliRunner
 
+import workbench as wb
 from workbench.cli import app
 
 COMMAND = [sys.executable, "-c", "from workbench.cli import main; main()"]
@@ -24,7 +26,7 @@ def process(*arguments, **options):
     return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options)
 
 
-def workbench(*arguments):
+def command(*arguments):
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
@@ -42,7 +44,7 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def mapped(model, tmp_path_factory):
     out = tmp_path_factory.mktemp("map")
-    done = workbench("map-neurons", "--model", model, "--side", "all", "--out", out)
+    done = command("map-neurons", "--model", model, "--side", "all", "--out", out)
     assert done.returncode == 0, done.stderr
     return out, done
 
@@ -59,7 +61,7 @@ def one_line(done, code, text):
 def test_help_names_every_verb():
     done = process("--help")
     assert done.returncode == 0
-    for verb in ("models", "pull", "verify", "map-neurons", "find-neurons"):
+    for verb in ("models", "pull", "verify", "map-neurons", "find-neurons", "scan", "generate", "clamp"):
         assert verb in done.stdout
 
 
@@ -76,7 +78,7 @@ def test_map_neurons_shows_and_writes(mapped):
 
 
 def test_map_neurons_json(model, tmp_path):
-    done = workbench("map-neurons", "--model", model, "--out", tmp_path, "--show", 3, "--no-plot", "--json")
+    done = command("map-neurons", "--model", model, "--out", tmp_path, "--show", 3, "--no-plot", "--json")
     answer = json.loads(done.stdout)
     assert answer["settings"]["sides"] == ["up"]
     assert len(answer["specialised"]) == 3
@@ -86,13 +88,13 @@ def test_map_neurons_json(model, tmp_path):
 
 def test_find_neurons(mapped):
     out, _ = mapped
-    done = workbench("find-neurons", "DOG", "--map", out, "--json", "-n", 1000)
+    done = command("find-neurons", "DOG", "--map", out, "--json", "-n", 1000)
     answer = json.loads(done.stdout)
     assert answer["total"] == len(answer["neurons"]) > 0
     assert {row["token"].strip().lower() for row in answer["neurons"]} == {"dog"}
-    shown = workbench("find-neurons", " dog", "--exact", "--map", out)
+    shown = command("find-neurons", " dog", "--exact", "--map", out)
     assert "·dog" in shown.stdout
-    nothing = workbench("find-neurons", "dog", "--map", out, "--max-rank", 0, "--layers", "0", "--side", "up", "--json")
+    nothing = command("find-neurons", "dog", "--map", out, "--max-rank", 0, "--layers", "0", "--side", "up", "--json")
     assert nothing.returncode == 0
 
 
@@ -109,41 +111,41 @@ def test_find_neurons_imports_neither_torch_nor_pandas(mapped):
 
 
 def test_verify(model):
-    done = workbench("verify", "--model", model)
+    done = command("verify", "--model", model)
     assert done.returncode == 0
     assert "all identities hold" in done.stdout
-    answer = json.loads(workbench("verify", "--model", model, "--json", "--dtype", "bfloat16").stdout)
+    answer = json.loads(command("verify", "--model", model, "--json", "--dtype", "bfloat16").stdout)
     assert answer["passed"] is True
     assert answer["settings"]["dtype"] == "bfloat16"
     assert {"identity", "layer", "error", "tolerance", "verdict", "why"} == set(answer["checks"][0])
 
 
 def test_verify_saves_and_shows_every_layer(model, tmp_path):
-    done = workbench("verify", "--model", model, "--every-layer", "--save", tmp_path / "v.json")
+    done = command("verify", "--model", model, "--every-layer", "--save", tmp_path / "v.json")
     saved = json.loads((tmp_path / "v.json").read_text())
     assert len([line for line in done.stdout.splitlines() if line.endswith(" ok")]) == len(saved["checks"])
-    refused = workbench("verify", "--model", model, "--save", tmp_path / "no" / "v.json")
+    refused = command("verify", "--model", model, "--save", tmp_path / "no" / "v.json")
     assert refused.returncode == 2
     assert "could not be written" in refused.stderr
 
 
 def test_sites(model):
-    shown = workbench("sites", "--model", model).stdout
+    shown = command("sites", "--model", model).stdout
     assert "input of model.layers.{l}.mlp.down_proj" in shown
     assert "this layer has no experts to choose from" in shown
-    answer = json.loads(workbench("sites", "--model", model, "--json").stdout)
+    answer = json.loads(command("sites", "--model", model, "--json").stdout)
     found = {site["site"]: site for site in answer["sites"]}
     assert found["resid_mid"]["writable"] is False
     assert found["mlp_post"]["transformer_lens"] == "blocks.{l}.mlp.hook_post"
 
 
 def test_families():
-    assert json.loads(workbench("families", "--json").stdout)["families"][0]["family"] == "bloom"
-    assert workbench("families", "--markdown").stdout.startswith("| family | blocks |")
+    assert json.loads(command("families", "--json").stdout)["families"][0]["family"] == "bloom"
+    assert command("families", "--markdown").stdout.startswith("| family | blocks |")
 
 
 def test_models_json(smollm):
-    answer = json.loads(workbench("models", "--json").stdout)
+    answer = json.loads(command("models", "--json").stdout)
     assert answer["models"][0]["name"] == "smollm2-135m-instruct"
 
 
@@ -161,7 +163,7 @@ def test_models_lists_hugging_faces_cache(model, tmp_path):
 
 
 def test_pull_when_it_is_there(smollm):
-    answer = json.loads(workbench("pull", "--json").stdout)
+    answer = json.loads(command("pull", "--json").stdout)
     assert answer["model"] == "smollm2-135m-instruct"
 
 
@@ -194,11 +196,11 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, text, model, mapped, t
     (tmp_path / "file").touch()
     places = {"MODEL": model, "OUT": tmp_path, "MAP": mapped[0]}
     arguments = [str(places.get(a, a)).replace("OUT/", f"{tmp_path}/") for a in arguments]
-    one_line(workbench(*arguments), 2, text)
+    one_line(command(*arguments), 2, text)
 
 
 def test_a_wrong_option_is_exit_code_2():
-    done = workbench("find-neurons", "dog", "--map", ".", "--side", "left")
+    done = command("find-neurons", "dog", "--map", ".", "--side", "left")
     assert done.returncode == 2
     assert "--side" in done.stderr
 
@@ -217,7 +219,65 @@ def test_ctrl_c_leaves_no_half_written_file_and_the_job_goes_on(smollm, tmp_path
     kept = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
     assert kept
     assert all(re.fullmatch(r"[0-9a-f]{16}-up-\d\.safetensors", name) for name in kept), kept
-    done = workbench(*arguments)
+    done = command(*arguments)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / ".neuron-map-parts").exists()
     assert (tmp_path / "run.json").exists()
+
+
+def test_scan_fits_a_screen_and_says_what_the_model_says(model):
+    done = command("scan", "--model", model, "--prompt", "a dog")
+    assert done.returncode == 0, done.stderr
+    for heading in ("What comes next", "Where ", "Which parts write ", "From which tokens the heads take it"):
+        assert heading in done.stdout
+    assert len(done.stdout.splitlines()) <= 45
+    answer = json.loads(command("scan", "--model", model, "--prompt", "a dog", "--json").stdout)
+    assert [row["rank"] for row in answer["forms"]][-1] == 0
+    assert sum(row["contribution"] for row in answer["parts"]) == pytest.approx(answer["settings"]["logit"], rel=1e-4)
+
+
+def test_edits_from_a_file_are_those_of_python(model, tmp_path):
+    edits = wb.save_edits(tmp_path / "edits.json", [wb.add("resid_post.1", torch.linspace(-9, 9, 32))])
+    done = command("generate", "--model", model, "--prompt", "a dog", "--edits", edits, "--json")
+    answer = json.loads(done.stdout)
+    loaded = wb.load(model)
+    assert answer["text"] == loaded.generate("a dog")
+    with wb.intervene(loaded, *wb.load_edits(edits)):
+        assert answer["edited"] == loaded.generate("a dog")
+    assert answer["edited"] != answer["text"]
+    words = command("generate", "--model", model, "--prompt", "a dog", "--edits", edits)
+    assert "as it is:  a dog" in words.stdout
+    assert "add('resid_post.1', vector=[32])" in words.stderr
+    scanned = json.loads(command("scan", "--model", model, "--prompt", "a dog", "--edits", edits, "--json").stdout)
+    with wb.intervene(loaded, *wb.load_edits(edits)):
+        assert scanned["predictions"][0]["token_id"] == int(loaded.forward(loaded.tokenize("a dog"))[0, -1].argmax())
+
+
+def test_clamp(model, tmp_path):
+    page = tmp_path / "clamp.html"
+    done = command("clamp", "1.3", "-m", model, "-p", "a dog", "-p", "b", "--random", 4, "--max-new-tokens", 3, "--plot", page)
+    assert done.returncode == 0, done.stderr
+    assert "Neuron 1.3 (up) of" in done.stdout
+    assert done.stdout.count("before: ") == 2
+    assert page.stat().st_size > 1e6
+    arguments = ("clamp", "1.3", "-m", model, "-p", "a", "--random", 4, "--max-new-tokens", 1, "--word", " dog", "--json")
+    answer = json.loads(command(*arguments).stdout)
+    assert answer["settings"]["words"] == [" dog"]
+    assert len(answer["generations"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["clamp", "dog", "-p", "a"], "Neuron 'dog' is not understood. Write its layer and number: 12.345"),
+        (["clamp", "1.48", "-p", "a"], "Neuron 48 does not exist in layer 1, which has 48"),
+        (["clamp", "9.1", "-p", "a"], "Layer 9 is not in"),
+        (["scan", "-p", ""], "Text 0 is empty"),
+        (["scan", "-p", "a" * 65], "has 65 tokens, and the context of"),
+        (["scan", "-p", "a", "--target", "no such"], "'no such' is no single token"),
+        (["generate", "-p", "a", "--edits", "nowhere.json"], "'nowhere.json' does not exist"),
+        (["generate", "-p", "a", "--chat"], "has no chat template"),
+    ],
+)
+def test_mistakes_of_prompts_are_one_line(model, arguments, text):
+    one_line(command(*arguments, "--model", model), 2, text)

@@ -1,7 +1,7 @@
 """What a model computes at its sites: run it, keep the tensors, and end the pass after the last of them."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -109,8 +109,12 @@ def keeping(
     kept: dict[Any, Tensor] = {}
     last = None if to_the_end else len(places)
     keepers = {place: _Keeper(place, kept, last, gradients, select) for place in places}
-    with nullcontext() if gradients else torch.no_grad(), edited(model, keepers), suppress(_Complete):
-        yield kept
+    with nullcontext() if gradients else torch.no_grad(), edited(model, keepers):
+        try:
+            yield kept
+        except _Complete as complete:
+            # It holds the frames of the pass, which hold it and the tensors: Python 3.12 would free them only at a collection.
+            complete.__traceback__ = None
 
 
 class _Selection(NamedTuple):

@@ -18,8 +18,8 @@ from measuring import peak_extra_bytes, ratio, seconds
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import workbench as wb
+from workbench import capturing
 from workbench.embedded import DEFAULT, EMBEDDED
-from workbench.heap import keep_pages
 from workbench.model import Batch
 from workbench.sites import parse_sites
 
@@ -92,13 +92,12 @@ def main() -> None:
     if find_spec("nnsight"):
         variants["nnsight, saving the same"] = nnsight(model, tokens, sites)
     device = torch.device(options.device)
-    tables = {}
+    tables, keep_pages = {}, capturing.keep_pages
     for pages in ("as malloc has them", "kept"):
-        if pages == "kept":
-            keep_pages()  # as the first wb.capture of a process does, for the rest of it and for all
-        own = {name: run for name, run in variants.items() if pages == "kept" or not name.startswith("wb.")}
-        memory = {name: peak_extra_bytes(run, device) for name, run in own.items()}
-        times = seconds(own, options.rounds)
+        # The first wb.capture of a process keeps them for the rest of it, and so for all that runs after it.
+        capturing.keep_pages = keep_pages if pages == "kept" else lambda: False
+        memory = {name: peak_extra_bytes(run, device) for name, run in variants.items()}
+        times = seconds(variants, options.rounds)
         tables[pages] = [
             {
                 "variant": name,

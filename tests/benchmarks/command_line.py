@@ -43,6 +43,7 @@ def main() -> None:
             "python, doing nothing": [sys.executable, "-c", "pass"],
             "import workbench": [sys.executable, "-c", "import workbench"],
             "workbench --help": [*cli, "--help"],
+            "scan, the embedded model": [*cli, "scan", "--prompt", "The capital of France is"],
             "find-neurons, folded": [*cli, "find-neurons", "word77", "--map", folder],
             "find-neurons, exact, --json": [*cli, "find-neurons", " word77", "--exact", "--map", folder, "--json"],
             "find-neurons, regex": [*cli, "find-neurons", "^ word77[0-9]$", "--regex", "--map", folder],
