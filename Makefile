@@ -16,7 +16,8 @@ demo: $(VENV)/core
 	@echo
 	@echo "Look:  open $(DEMO)/neurons.html in a browser"
 	@echo "Ask:   $(BIN)/workbench find-neurons dog --map $(DEMO)"
-	@echo "Read:  notebooks/01_neurons_that_speak.ipynb"
+	@echo "Try:   $(BIN)/workbench scan --prompt 'The capital of France is'"
+	@echo "Read:  notebooks/01_neurons_that_speak.ipynb, notebooks/02_trace_and_intervene.ipynb"
 
 test: $(VENV)/dev
 	$(BIN)/workbench pull
@@ -30,6 +31,7 @@ test-all: $(VENV)/dev notebooks
 bench: $(VENV)/dev
 	$(BIN)/workbench pull
 	$(BIN)/python tests/benchmarks/neuron_map.py
+	$(BIN)/python tests/benchmarks/capture.py
 	$(BIN)/python tests/benchmarks/command_line.py
 	$(BIN)/python tests/benchmarks/self_check.py
 

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -92,6 +93,11 @@ def test_positions_mean_the_same_with_a_cache_and_padding_on_either_side(data):
         assert at.lengths.tolist() == lengths
         assert at.keys.shape == mask.shape
         assert (at.keys[:, -1:] == at.positions).all()
+
+
+def test_indices_of_numpy_and_torch_are_indices():
+    assert wb.scale("z.0", 2.0, heads=np.int64(3)).heads == (3,)
+    assert wb.scale("z.0", 2.0, neurons=torch.tensor([1, 2]).tolist(), positions=range(3)).positions == (0, 1, 2)
 
 
 def test_functions_cannot_be_saved(tmp_path):

@@ -10,9 +10,9 @@ import workbench.cli
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
-def test_the_python_program_prints_what_it_says(smollm):
-    """Lines that begin with `# ` are the output of the lines above them."""
-    (program,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def test_the_python_programs_print_what_they_say(smollm):
+    """Lines that begin with `# ` are the output of the lines above them; later programs go on from the earlier ones."""
+    program = "".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
     promised = [line[2:].split() for line in program.splitlines() if line.startswith("# ")]
     printed = io.StringIO()
     with redirect_stdout(printed):

@@ -3,7 +3,8 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, get_args
+from operator import index
+from typing import Any, ClassVar, Literal, SupportsIndex, get_args
 
 import torch
 from torch import Tensor
@@ -147,10 +148,9 @@ def indices(name: str, value: Any) -> Indices:
         return None
     if name == "positions" and value == "last":
         return (-1,)
-    several = (value,) if isinstance(value, int) else value
     try:
-        found = tuple(one.__index__() for one in several)
-    except (AttributeError, TypeError):
+        found = (index(value),) if isinstance(value, SupportsIndex) else tuple(map(index, value))
+    except TypeError:
         raise UnknownOption(f"{name}={value!r} is not understood. Give an index or several, counted from 0.") from None
     if not found:
         raise UnknownOption(f"{name}={value!r} chooses nothing. Give at least one index, or leave it out for all.")

@@ -4,7 +4,7 @@ All take the selectors of `Edit` (rows, positions, heads, neurons, keys, when): 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, SupportsIndex, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from workbench.edits.kinds import Add, Clamp, Mean, Patch, ProjectOut, Replace, 
 from workbench.errors import NotFinite, UnknownOption, UnknownSite, require_one_of
 from workbench.sites import parse_sites
 
-Some = int | Sequence[int] | None
+Some = SupportsIndex | Sequence[int] | None
 
 
 class Where(TypedDict, total=False):
