@@ -25,7 +25,7 @@ _OPT = {key: value for key, value in _EQUAL_HEADS.items() if key != "intermediat
 _BLOOM = {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": LAYERS, "n_head": 4}
 _FALCON = {key: value for key, value in _OPT.items() if key != "ffn_dim"} | {"ffn_hidden_size": 48}
 _WINDOWS = {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"], "sliding_window": 3}
-_MULTIPLIERS = {"embedding_multiplier": 3.0, "logits_scaling": 4.0, "residual_multiplier": 0.5, "attention_multiplier": 0.25}
+_MULTIPLIERS = {"embedding_multiplier": 3.0, "logits_scaling": 4.0, "residual_multiplier": 0.22, "attention_multiplier": 0.25}
 _MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
 _QWEN_MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "mlp_only_layers": [0]}
 _LATENT = {

@@ -53,15 +53,32 @@ def test_a_mask_of_positions(llama):
 @pytest.mark.parametrize(
     ("positions", "text"),
     [
-        ("first", "positions='first' is not known. Use 'all', 'last', indices, or a mask"),
+        ("first", "positions='first' is not understood. Give an index or several, .*, 'last' or 'all'"),
         ([5], r"Position 5 was asked for, but text 1 has 5 tokens: 0 to 4, or negative from its end"),
         ([-6], r"Position -6 was asked for, but text 1 has 5 tokens"),
-        ([], "An empty list of positions was given"),
+        ([], r"positions=\[\] chooses nothing"),
     ],
 )
 def test_positions_that_are_not_there_are_refused(llama, positions, text):
     with pytest.raises(UnknownOption, match=text):
         wb.capture(llama, TEXTS, "resid_post.1", positions=positions)
+
+
+def test_a_module_is_kept_as_it_was(monkeypatch):
+    """Falcon's MLP output is added to in place afterwards."""
+    falcon = tiny_model("falcon 7b")
+    mlp = falcon.module("transformer.h.1.mlp")
+    given = []
+    handle = mlp.register_forward_hook(lambda _, args, output: given.append(output.clone()))
+    acts = wb.capture(falcon, "a dog", "resid_post.2", modules=["transformer.h.1.mlp"])
+    handle.remove()
+    assert torch.equal(acts["transformer.h.1.mlp"], given[0])
+
+
+def test_gradients_are_kept_inside_no_grad(llama):
+    with torch.no_grad():
+        acts = wb.capture(llama, "a dog", "resid_post.1", gradients=True)
+    assert acts.gradients(acts.logits[0, -1, 3])["resid_post.1"].any()
 
 
 def test_modules_by_path(llama):

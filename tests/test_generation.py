@@ -3,9 +3,11 @@
 import pytest
 import torch
 from conftest import tiny_model
+from families import tiny_hf
 
 import workbench as wb
 from workbench.errors import TextTooLong, UnknownOption
+from workbench.generation import generate_tokens
 from workbench.model import Batch
 
 
@@ -52,6 +54,34 @@ def test_drawing_is_repeated_by_its_seed_and_leaves_the_callers_alone(llama):
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+def test_the_models_own_settings_do_not_leak_in():
+    """What is drawn is drawn from all tokens, and the likeliest is the likeliest, whatever the model's files prefer."""
+    model = tiny_model("llama")
+    plain, drawn = model.generate("a dog"), model.generate("a dog", temperature=1.0, seed=1)
+    own = model.hf.generation_config
+    own.repetition_penalty, own.top_k, own.suppress_tokens = 5.0, 1, [1, 2, 3]
+    assert model.generate("a dog") == plain
+    assert model.generate("a dog", temperature=1.0, seed=1) == drawn
+    assert model.hf.generation_config is own
+    assert len(set(model.generate("a", temperature=1000.0, max_new_tokens=60))) > 20
+    batch = model.tokenize(["a"] * 500, padding_side="left")
+    assert len(generate_tokens(model, batch, temperature=1000.0, max_new_tokens=1).unique()) > 150
+
+
+def test_words_keep_their_space_where_a_decoder_strips_it():
+    """As Llama 2's: a first word alone is decoded without its space."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"<s>": 0, "▁": 1} | {f"▁w{i}": i for i in range(2, 300)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<s>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    model = wb.load(tiny_hf("llama"), tokenizer=PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>"))
+    ids = model.hf.generate(**model.tokenizer("w5 w6", return_tensors="pt", return_token_type_ids=False), max_new_tokens=4)
+    assert model.generate("w5 w6", max_new_tokens=4) == model.tokenizer.decode(ids[0], skip_special_tokens=True)
+
+
 def test_texts_longer_than_the_context_are_refused(llama):
     assert llama.n_context == 64
     for call in (
@@ -79,7 +109,5 @@ def test_bad_options_are_named(llama):
     ):
         with pytest.raises(UnknownOption, match=text):
             call()
-    from workbench.generation import generate_tokens
-
     with pytest.raises(UnknownOption, match="A row of the batch ends in padding"):
         generate_tokens(llama, llama.tokenize(["a dog", "a"]))

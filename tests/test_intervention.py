@@ -43,7 +43,7 @@ def test_an_edit_that_changes_nothing_inside_attention_is_eager_attention_alone(
         return
     acts = wb.capture(tiny, batch, sites, logits=True)
     assert acts.logits is not None
-    for edits in ([wb.scale(site, 1.0) for site in sites], [wb.patch(site, acts) for site in sites]):
+    for edits in ([wb.scale(site, 1.0) for site in sites], *([wb.patch(site, acts)] for site in sites)):
         found = logits_with(tiny, batch, *edits)
         assert torch.equal(found[batch.mask], acts.logits[batch.mask])
 
@@ -140,7 +140,7 @@ def test_resampling_draws_every_token_as_often():
     """Chi-squared over a bank of 16 against its 0.1 % point (37.7 of 15 degrees of freedom)."""
     from workbench.edits.passing import Pass
 
-    at = Pass.of(torch.ones(8, 500, dtype=torch.bool), 500, None)
+    at = Pass.of(torch.ones(8, 500, dtype=torch.bool), 500)
     edit = Resample(site="resid_post.0", values={"resid_post.0": torch.arange(16.0)[:, None]}, seed=5)
     drawn = edit.applied(torch.full((8, 500, 1), -1.0), "resid_post.0", at).long().flatten()
     counts = torch.bincount(drawn, minlength=16).double()
@@ -256,14 +256,123 @@ def test_attention_is_edited_with_a_cache_too(llama):
     assert not torch.equal(generated(llama, batch, wb.scale("pattern.1", 1.0))[1], logits)
 
 
+@pytest.mark.parametrize("site", ["q_rot.1", "k_rot.1", "attn_scores.1", "pattern.1", "k.1", "v.1"])
+@pytest.mark.parametrize("when", ["all", "prompt", "new"])
+def test_attention_sites_in_every_pass(llama, site, when):
+    """Keys of the prompt are edited in every step, as the cache holds them unedited; the causal mask stays."""
+    from workbench.model import Batch
+
+    batch = llama.tokenize(TEXTS, padding_side="left")
+    sequences, logits = generated(llama, batch, wb.scale(site, -0.5, when=when))
+    mask = torch.cat([batch.mask, torch.ones(2, 4, dtype=torch.bool)], 1)
+    for row, length in enumerate(batch.mask.sum(1).tolist()):
+        named = {"all": None, "prompt": range(length), "new": range(length, length + 4)}[when]
+        whole = logits_with(llama, Batch(sequences[row : row + 1], mask[row : row + 1]), wb.scale(site, -0.5, positions=named))
+        assert error(logits[row], whole[0, batch.tokens.shape[1] - 1 : -1]) < 1e-5
+    assert not torch.equal(generated(llama, batch)[1], logits)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"use_cache": False}, {"prefill_chunk_size": 2}, {"num_return_sequences": 2, "do_sample": True, "top_k": 1}],
+)
+@pytest.mark.parametrize("chosen", [{"when": "prompt"}, {"when": "new"}, {"positions": -1}, {"positions": 10}])
+def test_however_it_generates(llama, options, chosen):
+    """Without a cache, with a prompt in pieces, with several samples: the same tokens are edited."""
+    batch = llama.tokenize("a dog and")
+    vector = 3 * torch.randn(llama.d_model, generator=torch.Generator().manual_seed(1))
+    edit = wb.add("resid_post.1", vector, **chosen)
+    common = {"max_new_tokens": 4, "pad_token_id": 0, "eos_token_id": None, "attention_mask": batch.mask.long()}
+    with torch.no_grad(), wb.intervene(llama, edit):
+        plain = llama.hf.generate(batch.tokens, **common)
+        other = llama.hf.generate(batch.tokens, **common, **options)
+    assert torch.equal(other, plain.expand(len(other), -1))
+
+
+@torch.no_grad()
+def test_passes_by_hand_with_a_cache(llama):
+    """Two caches in one block: each has its own prompt."""
+    from transformers import DynamicCache
+
+    vector = 3 * torch.randn(llama.d_model, generator=torch.Generator().manual_seed(1))
+    tokens = {"a": llama.tokenize("a dog and").tokens, "b": llama.tokenize("cat").tokens}
+
+    def step(cache, ids):
+        return llama.hf(input_ids=ids, past_key_values=cache, use_cache=True).logits[:, -1]
+
+    for chosen in ({"when": "prompt"}, {"when": "new"}, {"positions": -1}):
+        found = {}
+        with wb.intervene(llama, wb.add("resid_post.1", vector, **chosen)):
+            caches = {name: DynamicCache() for name in tokens}
+            for name, ids in tokens.items():
+                step(caches[name], ids)
+            for name in tokens:
+                found[name] = step(caches[name], torch.tensor([[7]]))
+        for name, ids in tokens.items():
+            n = ids.shape[1]
+            named = {"prompt": range(n), "new": [n]}.get(chosen.get("when"), [n - 1])
+            whole = torch.cat([ids, torch.tensor([[7]])], 1)
+            with wb.intervene(llama, wb.add("resid_post.1", vector, positions=named)):
+                assert error(found[name], llama.hf(input_ids=whole).logits[:, -1]) < 1e-5
+
+
+def test_a_part_called_alone_has_no_positions(llama):
+    with wb.intervene(llama, wb.scale("z.1", 2.0, positions=0)):
+        llama.forward(llama.tokenize("a"))
+        with pytest.raises(UnknownOption, match="a part of the model was called alone"):
+            llama.hf.model(llama.tokenize("a dog").tokens)
+        with pytest.raises(UnknownOption, match="The attention mask has 2 columns for 0 cached tokens and 3 new ones"):
+            llama.hf(torch.ones(1, 3).long(), torch.ones(1, 2).long())
+
+
+@pytest.mark.parametrize("site", ["attn_scores.1", "pattern.1"])
+def test_no_edit_looks_ahead_or_at_padding(site):
+    """Zero, a number, a patch from a shorter text: what the mask hides stays hidden, windows included."""
+    from conftest import _unchanged
+
+    for family in ("llama", "gemma2"):
+        model = _unchanged(family)
+        batch = model.tokenize(TEXTS, padding_side="left")
+        clean = wb.capture(model, batch, "pattern.1")["pattern.1"]
+        short = wb.capture(model, "a cat", site)
+        for edit in (wb.ablate(site), wb.clamp(site, None, 0.1), wb.patch(site, short, positions=[1, 4]), wb.scale(site, -3.0)):
+            with wb.intervene(model, edit):
+                found = wb.capture(model, batch, "pattern.1")["pattern.1"]
+            assert not found[(clean == 0) & batch.mask[:, None, :, None]].any(), (family, edit)
+            if site.startswith("attn_scores"):
+                rows = batch.mask[:, None].expand(found.shape[:3])
+                torch.testing.assert_close(found.sum(-1)[rows], torch.ones_like(found.sum(-1)[rows]))
+
+
+def test_zero_is_zero_under_a_multiplier():
+    from conftest import _unchanged
+
+    granite = _unchanged("granite")
+    batch = granite.tokenize("a dog")
+    before = wb.capture(granite, batch, "resid_pre.1")["resid_pre.1"]
+    with wb.intervene(granite, wb.ablate("attn_out.1")):
+        assert torch.equal(wb.capture(granite, batch, "resid_mid.1")["resid_mid.1"], before)
+
+
 def test_beams_with_edits_of_single_rows_are_refused(llama):
     with wb.intervene(llama, wb.clamp("mlp_up.0", 1, 2.0, rows=0)):
-        with pytest.raises(UnknownOption, match=r"num_beams=2 gives a text several rows, and an edit of single rows"):
+        with pytest.raises(UnknownOption, match=r"num_beams=2 gives a text several rows, and an edit that tells rows apart"):
             llama.generate(TEXTS, num_beams=2)
         with pytest.raises(UnknownOption, match="num_return_sequences=3"):
             llama.hf.generate(torch.tensor([[1, 2]]), num_return_sequences=3, do_sample=True, max_new_tokens=1)
         llama.generate(TEXTS, max_new_tokens=1)
+        from transformers import GenerationConfig
+
+        with pytest.raises(UnknownOption, match="num_beams=2"):
+            llama.hf.generate(torch.tensor([[1, 2]]), GenerationConfig(num_beams=2, max_new_tokens=1))
+        with wb.intervene(llama, wb.clamp("mlp_up.0", 1, 2.0, rows=1)):
+            pass
+        with pytest.raises(UnknownOption, match="num_beams=2"):  # the inner block has left the outer one's guard
+            llama.generate(TEXTS, num_beams=2)
     assert "generate" not in vars(llama.hf)
+    sources = wb.capture(llama, ["a", "b"], "resid_post.0")
+    with wb.intervene(llama, wb.patch("resid_post.0", sources)), pytest.raises(UnknownOption, match="tells rows apart"):
+        llama.generate(["a", "b"], num_beams=2)
     with wb.intervene(llama, wb.clamp("mlp_up.0", 1, 2.0)):
         llama.generate(TEXTS, num_beams=2, max_new_tokens=2)
 
@@ -309,7 +418,15 @@ def test_hooks_go_and_errors_pass(llama):
             "position 7 was asked for, but text 1 has 5 tokens: 0 to 4, or negative from its end",
         ),
         (lambda: wb.scale("z.1", 2.0, positions=-6), UnknownOption, "position -6 was asked for, but text 1 has 5 tokens"),
-        (lambda: wb.scale("z.1", 2.0, positions=12), UnknownOption, "no text and no generation came to position 12"),
+        (
+            lambda: wb.scale("z.1", 2.0, positions=12),
+            UnknownOption,
+            "no chosen token came to position 12, so nothing was changed",
+        ),
+        (lambda: wb.scale("pattern.1", 2.0, keys=20), UnknownOption, "no chosen token came to key 20"),
+        (lambda: wb.scale("z.1", 2.0, positions=-1, when="new"), UnknownOption, r"came to position -1 \(when='new'\)"),
+        (lambda: wb.add("resid_post.1", torch.ones(1)), UnknownOption, r"a tensor of \[1\] does not fit the site's"),
+        (lambda: wb.add("resid_post.1", torch.ones(9, 32)), UnknownOption, r"a tensor of \[9, 32\] does not fit the site's"),
         (lambda: wb.add("z.1", torch.ones(9)), UnknownOption, r"a tensor of \[9\] does not fit the site's \[2, 9, 4, 8\]"),
         (lambda: wb.project_out("z.1", torch.ones(9)), UnknownOption, r"a tensor of \[9\] does not fit the site's"),
         (lambda: wb.replace("z.1", lambda x: x[0]), UnknownOption, r"the function gave \[9, 4, 8\] for \[2, 9, 4, 8\]"),

@@ -1,21 +1,23 @@
 """What a model computes at its sites: run it, keep the tensors, and end the pass after the last of them."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from workbench.activations import PAIRS, Activations
+from workbench.edits.edit import indices
 from workbench.errors import NotFinite, UnknownOption, UnknownSite, require_one_of
 from workbench.heap import keep_pages
 from workbench.model import Batch, LanguageModel
 from workbench.sites import Site, parse_sites
 from workbench.tracer import Place, edited, is_edited
 
-Positions = str | Sequence[int] | Tensor
-"""Which tokens: `all`, the `last` real one of each row, indices among a row's real tokens (negative: from its end), or a mask
+Positions = str | int | Sequence[int] | Tensor
+"""Which tokens: `all`, the `last` real one of each row, an index or several among a row's real tokens (negative: from
+its end), or a mask
 `[batch, pos]` with equally many tokens in each row."""
 
 
@@ -107,9 +109,9 @@ def keeping(
         UnknownSite: if the model does not have a site.
     """
     kept: dict[Any, Tensor] = {}
-    last = None if to_the_end else len(places)
+    last = None if to_the_end else len(set(places))
     keepers = {place: _Keeper(place, kept, last, gradients, select) for place in places}
-    with nullcontext() if gradients else torch.no_grad(), edited(model, keepers):
+    with torch.set_grad_enabled(gradients), edited(model, keepers):
         try:
             yield kept
         except _Complete as complete:
@@ -157,12 +159,6 @@ class _Keeper(NamedTuple):
 def _columns(batch: Batch, positions: Positions) -> Tensor | None:
     """Columns of the padded batch, `[batch, kept]`; None for all."""
     mask = batch.mask
-    if isinstance(positions, str):
-        if positions not in ("all", "last"):
-            raise UnknownOption(f"positions={positions!r} is not known. Use 'all', 'last', indices, or a mask [batch, pos].")
-        if positions == "all":
-            return None
-        positions = [-1]
     if isinstance(positions, Tensor) and positions.dtype == torch.bool:
         chosen = positions.to(mask.device) & mask
         if positions.shape != mask.shape or len(set(chosen.sum(1).tolist())) != 1 or not chosen.any():
@@ -171,10 +167,10 @@ def _columns(batch: Batch, positions: Positions) -> Tensor | None:
                 f"found {list(positions.shape)} with {chosen.sum(-1).tolist()} tokens a row."
             )
         return chosen.nonzero()[:, 1].reshape(len(mask), -1)
+    asked = indices("positions", positions)
+    if asked is None:
+        return None
     lengths = mask.sum(1)
-    asked = [int(position) for position in positions]
-    if not asked:
-        raise UnknownOption("An empty list of positions was given. Name at least one, or 'all'.")
     for position in asked:
         short = (lengths < (position + 1 if position >= 0 else -position)).nonzero()
         if short.numel():

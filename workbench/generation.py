@@ -37,14 +37,20 @@ def generate(
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     batch = model.tokenize(texts, padding_side="left", chat=chat)
     new = generate_tokens(model, batch, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, num_beams=num_beams)
-    answers = continuations(model, new)
+    answers = continuations(model, batch, new)
     found = answers if chat else [text + answer for text, answer in zip(texts, answers, strict=True)]
     return found[0] if isinstance(prompts, str) else found
 
 
-def continuations(model: LanguageModel, new: Int[Tensor, "batch new"]) -> list[str]:
-    """What was generated, as text without special tokens."""
-    return [str(model.tokenizer.decode(row, skip_special_tokens=True)) for row in new.tolist()]
+def continuations(model: LanguageModel, batch: Batch, new: Int[Tensor, "batch new"]) -> list[str]:
+    """What was generated after a batch, as text without special tokens."""
+    found = []
+    for tokens, mask, more in zip(batch.tokens, batch.mask, new, strict=True):
+        prompt, decode = tokens[mask].tolist(), model.tokenizer.decode
+        head = str(decode(prompt, skip_special_tokens=True))
+        whole = str(decode([*prompt, *more.tolist()], skip_special_tokens=True))  # alone, a first word may lose its space
+        found.append(whole[len(head) :] if whole.startswith(head) else str(decode(more, skip_special_tokens=True)))
+    return found
 
 
 @torch.no_grad()
@@ -79,18 +85,21 @@ def generate_tokens(
             f"A prompt of {longest - max_new_tokens} tokens and {max_new_tokens} new ones do not fit the context of "
             f"{model.n_context}. Shorten one of them."
         )
-    own: Any = model.hf.generation_config
+    hf: Any = model.hf
+    own = hf.generation_config
     end = own.eos_token_id if own.eos_token_id is not None else model.tokenizer.eos_token_id
-    pad = next(
-        (one for one in (model.tokenizer.pad_token_id, own.pad_token_id, end) if isinstance(one, int)),
-        end[0] if isinstance(end, list) else 0,
-    )
+    pads = (model.tokenizer.pad_token_id, own.pad_token_id, *(end if isinstance(end, list) else [end]), 0)
     config = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=temperature > 0, temperature=temperature or None, num_beams=num_beams,
-        eos_token_id=end, pad_token_id=pad, use_cache=True,
+        top_k=0 if temperature else None, eos_token_id=end, pad_token_id=next(one for one in pads if one is not None),
+        use_cache=True,
     )  # fmt: skip
-    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        hf: Any = model.hf
-        found = hf.generate(input_ids=batch.tokens, attention_mask=batch.mask.long(), generation_config=config)
+    # The model's own settings would fill what is not said here: penalties, and 50 likeliest tokens alone to draw from.
+    hf.generation_config = config
+    try:
+        with torch.random.fork_rng(list(range(torch.cuda.device_count()))):
+            torch.manual_seed(seed)
+            found = hf.generate(input_ids=batch.tokens, attention_mask=batch.mask.long(), generation_config=config)
+    finally:
+        hf.generation_config = own
     return found[:, batch.tokens.shape[1] :]

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -29,65 +30,42 @@ def intervene(model: LanguageModel, *edits: Edit) -> Iterator[None]:
         UnknownSite, LayerOutOfRange, ReadOnlySite: if a site does not exist, or cannot be written.
         UnknownOption: for a head or neuron that the site does not have; from the forward pass, for a row or position that
             the texts do not have; at the end of the block, for a position that no pass came to; from beam search (or several
-            samples a text) with edits of single rows, as rows are no longer texts then.
+            samples a text) with edits that tell rows apart, as rows are no longer texts then; from a part of the model that is
+            called alone.
     """
-    sites = [(edit, parse_sites([edit.site], model.n_layers)) for edit in edits]
-    for edit, at in sites:
-        for site in at:
-            _require_there(model, edit, site)
-    running = _Running(model)
-    by_site: dict[Site, list[_Applied]] = {}
-    for edit, at in sites:
-        met: set[int] = set()
-        for site in at:
-            by_site.setdefault(site, []).append(_Applied(edit, str(site), running, met))
+    for edit in edits:
+        if not isinstance(edit, Edit):
+            raise UnknownOption(
+                f"A {type(edit).__name__} is no edit. Pass edits one after the other: intervene(model, *edits)."
+            )
+    running = _Running(model, rows_are_texts=any(edit.tells_rows_apart for edit in edits))
+    made = [_Made(edit, running) for edit in edits]
+    by_site: dict[Site, list[_Made]] = {}
+    for one in made:
+        for site in parse_sites([one.edit.site], model.n_layers):
+            _require_there(model, one.edit, site)
+            by_site.setdefault(site, []).append(one)
     with ExitStack() as stack:
-        stack.enter_context(announced(model, running.note))
-        if any(edit.rows is not None for edit in edits):
-            stack.enter_context(_one_row_a_text(model))
-        stack.enter_context(edited(model, {site: _InTurn(several) for site, several in by_site.items()}))
+        stack.enter_context(announced(model, running.begin, running.end))
+        stack.enter_context(_generating(model, running))
+        stack.enter_context(edited(model, {site: _InTurn(str(site), several) for site, several in by_site.items()}))
         yield
-    for several in by_site.values():
-        for one in several:
-            one.require_met()
-
-
-@contextmanager
-def _one_row_a_text(model: LanguageModel) -> Iterator[None]:
-    """While open, the model refuses to generate with several rows a text: edits of single rows would meet others' beams.
-
-    Raises:
-        UnknownOption: from `generate`, for beams or several samples a text.
-    """
-    hf: Any = model.hf
-    generate = hf.generate
-
-    def refusing(*args: Any, **kwargs: Any) -> Any:
-        config = kwargs.get("generation_config") or hf.generation_config
-        for name in ("num_beams", "num_return_sequences"):
-            several = kwargs.get(name, getattr(config, name, None)) or 1
-            if several > 1:
-                raise UnknownOption(
-                    f"{name}={several} gives a text several rows, and an edit of single rows (rows=) cannot tell them apart. "
-                    "Generate without it, or edit all rows."
-                )
-        return generate(*args, **kwargs)
-
-    hf.generate = refusing
-    try:
-        yield
-    finally:
-        del hf.generate
+    for one in made:
+        one.require_met()
 
 
 class _Running:
-    """The forward pass that is running."""
+    """The forward pass that is running, if one is."""
 
-    def __init__(self, model: LanguageModel) -> None:
-        self.model = model
+    def __init__(self, model: LanguageModel, *, rows_are_texts: bool) -> None:
+        self.model, self.rows_are_texts = model, rows_are_texts
         self.at: Pass | None = None
+        self.prompt: Tensor | None = None
+        """Lengths of the prompts, while the model generates."""
+        self._prompts: WeakKeyDictionary[Any, Tensor] = WeakKeyDictionary()
+        """The same by cache, for passes that a caller makes one after the other."""
 
-    def note(self, given: dict[str, Any]) -> None:
+    def begin(self, given: dict[str, Any]) -> None:
         tokens = given.get("input_ids")
         batch, n_tokens = (tokens if tokens is not None else given["inputs_embeds"]).shape[:2]
         cache, mask = given.get("past_key_values"), given.get("attention_mask")
@@ -99,46 +77,109 @@ class _Running:
                 "Edits count positions from an attention mask [batch, pos], and this pass was given another kind (a static "
                 "cache prepares one). Call the model with tokens and their mask, or generate with the default cache."
             )
-        self.at = Pass.of(mask, n_tokens, self.at if cached else None)
+        if mask.shape[1] < cached + n_tokens:
+            raise UnknownOption(
+                f"The attention mask has {mask.shape[1]} columns for {cached} cached tokens and {n_tokens} new ones. Give it "
+                "one for each."
+            )
+        known = self.prompt
+        if known is None and cached:
+            known = self._prompts.get(cache)
+        elif known is not None and len(known) != batch:
+            known = known.repeat_interleave(batch // len(known))  # beams, or several samples of a text
+        self.at = Pass.of(mask, n_tokens, known)
+        if cache is not None and not cached:
+            self._prompts[cache] = self.at.lengths
+
+    def end(self) -> None:
+        self.at = None
 
 
-class _InTurn:
-    """Several edits at one site."""
+@contextmanager
+def _generating(model: LanguageModel, running: _Running) -> Iterator[None]:
+    """While open, a call of the model's `generate` says what its prompt is: passes alone do not (it may come in chunks, or in
+    part from an earlier cache, and without a cache every pass holds all tokens).
 
-    def __init__(self, several: "list[_Applied]") -> None:
-        self.several = several
+    Raises:
+        UnknownOption: from `generate`, for beams or several samples a text with edits that tell rows apart.
+    """
+    hf: Any = model.hf
+    before, generate = vars(hf).get("generate"), hf.generate
 
-    def __call__(self, value: Tensor) -> Tensor:
-        for one in self.several:
-            value = one(value)
-        return value
+    def told(inputs: Tensor | None = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
+        for name in ("num_beams", "num_return_sequences"):
+            places = (kwargs, vars(generation_config) if generation_config else {}, vars(hf.generation_config))
+            several = next((found for place in places if (found := place.get(name)) is not None), 1)
+            if several > 1 and running.rows_are_texts:
+                raise UnknownOption(
+                    f"{name}={several} gives a text several rows, and an edit that tells rows apart (rows=, resample, a patch "
+                    "of several texts) cannot know which is which. Generate without it, or edit all rows alike."
+                )
+        tokens, mask = inputs if inputs is not None else kwargs.get("input_ids"), kwargs.get("attention_mask")
+        if mask is not None:
+            running.prompt = mask.long().sum(1).cpu()
+        elif tokens is not None:
+            running.prompt = torch.full(tokens.shape[:1], tokens.shape[1])
+        try:
+            return generate(inputs, generation_config, *args, **kwargs)
+        finally:
+            running.prompt = None
+
+    hf.generate = told
+    try:
+        yield
+    finally:
+        if before is None:
+            del hf.generate
+        else:
+            hf.generate = before
 
 
-class _Applied:
-    """An edit at one site, in the passes that are running."""
+class _Made:
+    """An edit, and how far it came."""
 
-    def __init__(self, edit: Edit, site: str, running: _Running, met: set[int]) -> None:
-        self.edit, self.site, self.running, self.met = edit, site, running, met
-        self.reached = False
+    def __init__(self, edit: Edit, running: _Running) -> None:
+        self.edit, self.running = edit, running
+        self.met: set[tuple[str, int]] = set()
+        self.seen: Pass | None = None
 
-    def __call__(self, value: Tensor) -> Tensor:
+    def at(self, value: Tensor, site: str) -> Tensor:
+        """The site's tensor after the edit."""
         at = self.running.at
-        assert at is not None, "a block was called without its model"
-        self.reached = True
-        self.met |= self.edit.positions_in(at)
-        return self.edit.applied(value, self.site, at)
+        if at is None:
+            raise UnknownOption(
+                f"{self.edit!r}: a part of the model was called alone, so there are no positions to count. Call the whole "
+                "model: model.forward, model.generate or model.hf."
+            )
+        if at is not self.seen:  # once a pass, not at every site
+            self.seen, self.met = at, self.met | self.edit.met(at)
+        return self.edit.applied(value, site, at)
 
     def require_met(self) -> None:
         """
         Raises:
-            UnknownOption: if passes came here, but none to a position that was asked for.
+            UnknownOption: if passes came here, but none to a position or key that was asked for.
         """
-        missed = sorted(set(self.edit.positions or ()) - self.met)
-        if self.reached and missed:
+        asked = {(name, one) for name in ("positions", "keys") for one in getattr(self.edit, name) or ()}
+        if self.seen is not None and (missed := sorted(asked - self.met)):
+            name, one = missed[0]
+            when = "" if self.edit.when == "all" else f" (when={self.edit.when!r})"
             raise UnknownOption(
-                f"{self.edit!r}: no text and no generation came to position {missed[0]}, so nothing was changed there. "
-                "Positions are counted from 0 over a row's real tokens; negative ones from the prompt's end."
+                f"{self.edit!r}: no chosen token came to {name[:-1]} {one}{when}, so nothing was changed there. Positions are "
+                "counted from 0 over a row's real tokens; negative ones from the prompt's end."
             )
+
+
+class _InTurn(NamedTuple):
+    """Several edits at one site."""
+
+    site: str
+    several: list[_Made]
+
+    def __call__(self, value: Tensor) -> Tensor:
+        for one in self.several:
+            value = one.at(value, self.site)
+        return value
 
 
 def _require_there(model: LanguageModel, edit: Edit, site: Site) -> None:
@@ -146,6 +187,7 @@ def _require_there(model: LanguageModel, edit: Edit, site: Site) -> None:
     Raises:
         UnknownSite, ReadOnlySite, UnknownOption: if the edit cannot be made at this site.
     """
+    edit.require_for(str(site))
     if (why := model.tap(site).passed_by) is not None:
         raise ReadOnlySite(f"Site '{site}' can be read, but not written: {why}.")
     names, sizes = zip(*model.axes(site).items(), strict=True)

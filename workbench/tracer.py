@@ -14,7 +14,7 @@ from workbench.errors import ReadOnlySite, UnknownOption
 from workbench.model import LanguageModel
 from workbench.sites import Site
 
-Edit = Callable[[Tensor], Tensor]
+HookFunction = Callable[[Tensor], Tensor]
 """Given the tensor at a site, the tensor to put there."""
 
 Place = Site | str
@@ -22,7 +22,7 @@ Place = Site | str
 
 
 @contextmanager
-def edited(model: LanguageModel, edits: Mapping[Any, Edit]) -> Iterator[None]:
+def edited(model: LanguageModel, edits: Mapping[Any, HookFunction]) -> Iterator[None]:
     """While open, every forward pass hands the tensor at each place to its edit and goes on with what that returns.
 
     An edit that returns the tensor it was given changes nothing, bitwise.
@@ -77,15 +77,17 @@ def _ours(hooks: Mapping[int, Any], *kinds: type) -> bool:
 
 
 @contextmanager
-def announced(model: LanguageModel, note: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """While open, what every forward pass of the whole model is given is told first: its arguments by name."""
+def announced(model: LanguageModel, begin: Callable[[dict[str, Any]], None], end: Callable[[], None]) -> Iterator[None]:
+    """While open, `begin` is told what every forward pass of the whole model is given, its arguments by name, before it runs;
+    `end` is called after it, also when it failed."""
     signature = inspect.signature(type(model.hf).forward)  # the class's: nnsight puts a function of its own on the instance
 
     def tell(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        note(signature.bind_partial(module, *args, **kwargs).arguments)
+        begin(signature.bind_partial(module, *args, **kwargs).arguments)
 
     with ExitStack() as hooks:
         hooks.callback(model.hf.register_forward_pre_hook(tell, with_kwargs=True).remove)
+        hooks.callback(model.hf.register_forward_hook(lambda *_: end(), always_call=True).remove)
         yield
 
 
@@ -102,7 +104,7 @@ def _module_tap(model: LanguageModel, path: str) -> Tap:
             f"No module of {model.name!r} has the path {path!r}. Paths are those of model.hf.named_modules(), such as "
             f"{model.row.path('layers')}.0."
         ) from None
-    return Tap(path, "output", WHOLE, model.heads)
+    return Tap(path, "output", WHOLE, model.heads, mutated=True)  # whether it is, no row says
 
 
 _WATCHES: dict[nn.Module, Watch] = {}
@@ -110,7 +112,7 @@ _WATCHES: dict[nn.Module, Watch] = {}
 
 
 @contextmanager
-def _watched(module: nn.Module, name: str, edit: Edit) -> Iterator[None]:
+def _watched(module: nn.Module, name: str, edit: HookFunction) -> Iterator[None]:
     """Hand what is at a site inside an attention module to the edit."""
     with ExitStack() as hooks:
         if module not in _WATCHES:
@@ -155,7 +157,7 @@ class _Applied(NamedTuple):
     """An edit at its site, as hooks on a module."""
 
     place: Place
-    edit: Edit
+    edit: HookFunction
     tap: Tap
     axes: dict[str, tuple[int, int]]
 

@@ -179,7 +179,7 @@ def neuron_effect(
                     "prompt": prompt,
                     "neuron": pd.array([None, *clamped], dtype="Int64"),
                     "random": [False, False, *[True] * n_random],
-                    "text": continuations(model, new),
+                    "text": continuations(model, batch, new),
                     "words": torch.isin(new.cpu(), ids).sum(1).tolist(),
                 }
             )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from workbench.architectures.cuts import WHOLE, Cut, Heads, Pairs, RotatedKeys, RotatedQueries, Values
@@ -45,8 +46,11 @@ class Tap:
 
     def write(self, value: Tensor, new: Tensor, axes: tuple[int, int] | None) -> Tensor:
         """The module's tensor with the site set to `new`; neither is changed."""
-        if self.scale != 1.0:  # by the difference: what was not changed must stay bitwise, and new / scale might not
-            new = value + (new.reshape(value.shape) - value * self.scale) / self.scale
+        if self.scale != 1.0:
+            new = new.reshape(value.shape)
+            whole = new / self.scale
+            # What was not changed must stay bitwise, which a division need not give; but a gradient goes through it.
+            new = whole if whole.requires_grad else torch.where(new == value * self.scale, value, whole)
         new = new.to(value.dtype)
         if self.cut is WHOLE:
             return new.reshape(value.shape).clone() if self.mutated else new.reshape(value.shape)

@@ -17,7 +17,7 @@ from workbench.checks.check import LENGTHS, Check, NothingToSee, check, error, r
 from workbench.checks.still import sites_of
 from workbench.model import Batch, LanguageModel
 from workbench.sites import Site
-from workbench.tracer import Call, Edit, calls_of, edited
+from workbench.tracer import Call, HookFunction, calls_of, edited
 
 EDITED, LATER = LENGTHS[0] - 2, LENGTHS[0] - 1
 """Positions in the first row, which has no padding: neighbours, so that a window of two tokens shows one to the other."""
@@ -73,13 +73,13 @@ def _heads(model: LanguageModel, layer: int, call: Call, clean: Tensor) -> Itera
     def half(n: int) -> Tensor:
         return torch.randperm(n, generator=generator)[: (n + 1) // 2]
 
-    def z_with(name: str, edit: Edit) -> Tensor:
+    def z_with(name: str, edit: HookFunction) -> Tensor:
         z = Site("z", layer)
         with edited(model, {Site(name, layer): edit}), keeping(model, [z]) as kept:
             model.block(layer)(*call.args, **call.kwargs)
         return kept[z][0]
 
-    def negated(positions: slice, heads: Tensor) -> Edit:
+    def negated(positions: slice, heads: Tensor) -> HookFunction:
         def edit(value: Tensor) -> Tensor:
             value = value.clone()
             value[:, positions, heads.to(value.device)] *= -1

@@ -1,10 +1,9 @@
 """What every edit has: a site, and which of its entries are changed."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from operator import index
-from typing import Any, ClassVar, Literal, SupportsIndex, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -47,7 +46,8 @@ class Edit(ABC):
     def __init_subclass__(cls, kind: str = "", **options: Any) -> None:
         super().__init_subclass__(**options)
         cls.kind = kind
-        KINDS[kind] = cls
+        if kind:
+            KINDS[kind] = cls
 
     def __post_init__(self) -> None:
         require_one_of("when", self.when, get_args(When))
@@ -69,73 +69,95 @@ class Edit(ABC):
             site: Its canonical name.
         """
 
+    @property
+    def tells_rows_apart(self) -> bool:
+        """Whether rows are edited differently: then they must be texts, not beams."""
+        return self.rows is not None
+
+    def require_for(self, site: str) -> None:  # noqa: B027 - most edits are the same for all sites
+        """
+        Raises:
+            UnknownOption: if what is to be put is not known for this site.
+        """
+
     def applied(self, value: Tensor, site: str, at: Pass) -> Tensor:
         """The site's tensor after the edit: the very same one, if none of its tokens are chosen."""
+        name = site.split(".")[0]
+        pairs = name in PAIRS
+        seen = value.transpose(1, 2) if pairs else value
+        if name == "k_rot":  # all keys, cached ones too, in every pass: the cache holds them as they were before the edit
+            at = at.over_keys(seen.shape[1])
         tokens = self.tokens(at)
         if not tokens.any():
             return value
-        pairs = site.split(".")[0] in PAIRS
-        seen = value.transpose(1, 2) if pairs else value
-        new = torch.where(self._entries(tokens, seen, at), self.new(seen, site, at).to(seen), seen)
+        new = torch.where(self._entries(tokens, seen, name, at), self.new(seen, site, at).to(seen), seen)
         return new.transpose(1, 2) if pairs else new
 
     def tokens(self, at: Pass) -> Tensor:
         """Which tokens of this pass are chosen, `[batch, pos]`.
 
         Raises:
-            UnknownOption: for a row that the batch does not have, or a position that its prompt does not reach.
+            UnknownOption: for a row that the batch does not have, or a negative position (with `when="prompt"`, any) that some
+                chosen prompt does not reach.
         """
-        chosen = at.positions >= 0
-        if self.when != "all" and at.new != (self.when == "new"):
-            return torch.zeros_like(chosen)
-        if self.rows is not None:
-            chosen &= self._row_mask(len(chosen))[:, None]
+        chosen = (at.positions >= 0) & self._row_mask(len(at.positions))[:, None]
+        for position in self.positions or ():
+            self._require_reached(position, at, chosen.any(1))
+        if self.when != "all":
+            chosen &= (at.positions >= at.lengths[:, None]) == (self.when == "new")
         if self.positions is not None:
-            chosen &= self._matching(self.positions, at.positions, at, chosen)
+            chosen &= at.matching(self.positions, at.positions)
         return chosen
 
-    def positions_in(self, at: Pass) -> set[int]:
-        """Which of the positions asked for some chosen token of this pass stands at."""
+    def met(self, at: Pass) -> set[tuple[str, int]]:
+        """Which of the positions and keys asked for some chosen token of this pass stands at, or looks at."""
         chosen = self.tokens(at)
-        return {one for one in self.positions or () if (chosen & (at.positions == at.absolute(one)[:, None])).any()}
+        found = {("positions", one) for one in self.positions or () if (chosen & at.matching((one,), at.positions)).any()}
+        rows = chosen.any(1)
+        return found | {("keys", one) for one in self.keys or () if at.matching((one,), at.keys)[rows].any()}
 
     def _row_mask(self, batch: int) -> Tensor:
+        if self.rows is None:
+            return torch.ones(batch, dtype=torch.bool)
         mask = torch.zeros(batch, dtype=torch.bool)
-        for row in self.rows or ():
+        for row in self.rows:
             if not -batch <= row < batch:
                 raise UnknownOption(f"{self!r}: row {row} does not exist; the batch has {batch}, counted from 0.")
             mask[row] = True
         return mask
 
-    def _matching(self, asked: Iterable[int], of: Tensor, at: Pass, rows: Tensor) -> Tensor:
-        """Which columns stand at one of the positions."""
-        found = torch.zeros_like(of, dtype=torch.bool)
-        for position in asked:
-            wanted = at.absolute(position)
-            late = wanted >= at.lengths if self.when == "prompt" else torch.zeros_like(wanted, dtype=torch.bool)
-            missing = ((wanted < 0) | late) & rows.any(1)
-            if not at.new and missing.any():
-                row = int(missing.nonzero()[0])
-                length = int(at.lengths[row])
-                raise UnknownOption(
-                    f"{self!r}: position {position} was asked for, but text {row} has {length} tokens: 0 to {length - 1}, or "
-                    "negative from its end."
-                )
-            found |= of == wanted[:, None]
-        return found
+    def _require_reached(self, position: int, at: Pass, rows: Tensor) -> None:
+        if position >= 0 and self.when != "prompt":
+            return  # a generation may still come to it
+        wanted = at.absolute(position)
+        missing = ((wanted < 0) | (wanted >= at.lengths)) & rows
+        if missing.any():
+            row = int(missing.nonzero()[0])
+            length = int(at.lengths[row])
+            raise UnknownOption(
+                f"{self!r}: position {position} was asked for, but text {row} has {length} tokens: 0 to {length - 1}, or "
+                "negative from its end."
+            )
 
-    def _entries(self, tokens: Tensor, seen: Tensor, at: Pass) -> Tensor:
+    def _entries(self, tokens: Tensor, seen: Tensor, name: str, at: Pass) -> Tensor:
         """Which entries are chosen: the tokens' mask with as many axes as the tensor has, narrowed by the other selectors."""
         mask = tokens.reshape(*tokens.shape, *[1] * (seen.dim() - 2))
-        for name, axis in (("heads", 2), ("neurons", -1)):
-            if (chosen := getattr(self, name)) is not None:
+        for selector, axis in (("heads", 2), ("neurons", -1)):
+            if (chosen := getattr(self, selector)) is not None:
                 of_axis = torch.zeros(seen.shape[axis], dtype=torch.bool)
                 of_axis[list(chosen)] = True
-                mask = mask & (of_axis[:, None] if name == "heads" else of_axis)
+                mask = mask & (of_axis[:, None] if selector == "heads" else of_axis)
+        if name not in PAIRS:
+            return mask.to(seen.device)
+        keys = at.keys[:, -seen.shape[-1] :]
+        visible = (keys[:, None] >= 0) & (keys[:, None] <= at.positions[..., None])  # neither padding nor what comes later
         if self.keys is not None:
-            columns = at.keys[:, -seen.shape[-1] :]  # a window's cache holds the last ones alone
-            mask = mask & self._matching(self.keys, columns, at, tokens)[:, None, None]
-        return mask.to(seen.device)
+            visible &= at.matching(self.keys, keys)[:, None]
+        mask = (mask & visible[:, :, None]).to(seen.device)
+        # What a window hides stays hidden: scores at the least number, and weights of zero that were not asked for by name.
+        if name == "attn_scores":
+            return mask & (seen > torch.finfo(seen.dtype).min / 2)
+        return mask if self.keys is not None else mask & (seen > 0)
 
 
 def indices(name: str, value: Any) -> Indices:
@@ -149,12 +171,24 @@ def indices(name: str, value: Any) -> Indices:
     if name == "positions" and value == "last":
         return (-1,)
     try:
-        found = (index(value),) if isinstance(value, SupportsIndex) else tuple(map(index, value))
+        found = (_index(value),)
     except TypeError:
-        raise UnknownOption(f"{name}={value!r} is not understood. Give an index or several, counted from 0.") from None
+        try:
+            found = tuple(map(_index, value))
+        except TypeError:
+            words = ", 'last' or 'all'" if name == "positions" else ""
+            raise UnknownOption(
+                f"{name}={value!r} is not understood. Give an index or several, counted from 0 (negative: from the end){words}."
+            ) from None
     if not found:
         raise UnknownOption(f"{name}={value!r} chooses nothing. Give at least one index, or leave it out for all.")
     return found
+
+
+def _index(value: Any) -> int:
+    if isinstance(value, bool) or "bool" in str(getattr(value, "dtype", "")):
+        raise TypeError("a mask, where an index is wanted")
+    return index(value)
 
 
 def _short(value: Any) -> str:

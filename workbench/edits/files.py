@@ -7,6 +7,7 @@ import base64
 import math
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from torch import Tensor
 from workbench.artifacts import read_json, write_json
 from workbench.edits.edit import KINDS, SELECTORS, Edit, indices
 from workbench.edits.kinds import Replace
-from workbench.errors import BadArtifact, UnknownOption, WorkbenchError
+from workbench.errors import BadArtifact, UnknownOption
 
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def save_edits(path: str | Path, edits: Sequence[Edit]) -> Path:
@@ -65,16 +66,15 @@ def from_json(value: Any) -> Edit:
         BadArtifact: if they make none.
     """
     kind = value.get("kind") if isinstance(value, dict) else None
-    if kind not in KINDS or KINDS[kind] is Replace:
+    if not isinstance(kind, str) or kind not in KINDS or KINDS[kind] is Replace:
         known = ", ".join(name for name, one in KINDS.items() if one is not Replace)
         raise BadArtifact(f"An edit of the kind {kind!r} is not known. Kinds are {known}.")
     try:
         return KINDS[kind](**{name: _read(name, item) for name, item in value.items() if name != "kind"})
-    except (TypeError, ValueError) as error:
-        if isinstance(error, WorkbenchError):
-            raise
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # also WorkbenchErrors: here they are the file's fault
         names = ", ".join(one.name for one in fields(KINDS[kind]))
-        raise BadArtifact(f"The edit {kind!r} cannot be read ({error}). It has the fields {names}.") from None
+        reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+        raise BadArtifact(f"The edit {kind!r} cannot be read: {reason} It has the fields {names}.") from None
 
 
 def _plain(value: Any) -> Any:
@@ -90,13 +90,31 @@ def _plain(value: Any) -> Any:
 
 
 def _read(name: str, value: Any) -> Any:
-    if isinstance(value, dict) and "base64" in value:
-        data = np.frombuffer(base64.b64decode(value["base64"], validate=True), np.uint8).copy()
-        return torch.from_numpy(data).view(_DTYPES[value["dtype"]]).reshape(value["shape"])
-    if isinstance(value, dict):
-        return {name: _read(name, item) for name, item in value.items()}
+    """A field of an edit, of what JSON holds.
+
+    Raises:
+        TypeError, ValueError, KeyError, RuntimeError: if it cannot be one.
+    """
+    if name in ("vector", "basis"):
+        return _finite(_tensor(value))
+    if name == "values":
+        return {str(site): _tensor(item) for site, item in dict(value).items()}
     if name in ("value", "factor"):
         return float(value)
     if name in SELECTORS:
         return indices(name, value)
-    return tuple(value) if isinstance(value, list) else value
+    if name == "lengths":
+        return tuple(map(index, value))
+    return index(value) if name == "seed" else str(value)
+
+
+def _tensor(value: Any) -> Tensor:
+    dtype = {str(one).removeprefix("torch."): one for one in _DTYPES}[value["dtype"]]
+    data = np.frombuffer(base64.b64decode(value["base64"], validate=True), np.uint8).copy()
+    return torch.from_numpy(data).view(dtype).reshape(value["shape"])
+
+
+def _finite(value: Tensor) -> Tensor:
+    if not torch.isfinite(value).all():
+        raise ValueError("it holds NaN or infinity.")
+    return value

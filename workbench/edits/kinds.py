@@ -1,5 +1,6 @@
 """The kinds of edits."""
 
+from abc import ABC
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +20,10 @@ class Clamp(Edit, kind="clamp"):
     value: float
 
     def new(self, seen: Tensor, site: str, at: Pass) -> Tensor:
+        if torch.finfo(seen.dtype).max < abs(self.value) < torch.inf:
+            raise UnknownOption(
+                f"{self!r}: {seen.dtype} does not hold {self.value:g}. Choose a smaller value, or another dtype."
+            )
         return torch.full_like(seen, self.value)
 
 
@@ -41,7 +46,11 @@ class Add(Edit, kind="add"):
     factor: float = 1.0
 
     def new(self, seen: Tensor, site: str, at: Pass) -> Tensor:
-        return seen + self.factor * _fitting(self, self.vector, seen)
+        axes = self.vector.dim()
+        if not 1 <= axes <= seen.dim() - 2 or self.vector.shape != seen.shape[-axes:]:
+            raise _misfit(self, self.vector.shape, seen)
+        dtype = torch.promote_types(seen.dtype, torch.float32)  # rounded once, not at every step
+        return seen.to(dtype) + self.factor * self.vector.to(seen.device, dtype)
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -53,31 +62,44 @@ class ProjectOut(Edit, kind="project_out"):
 
     def new(self, seen: Tensor, site: str, at: Pass) -> Tensor:
         dtype = torch.promote_types(seen.dtype, torch.float32)
-        if self.basis.shape[0] != seen.shape[-1]:
+        if self.basis.dim() != 2 or self.basis.shape[0] != seen.shape[-1]:
             raise _misfit(self, self.basis.shape[:1], seen)
         basis, x = self.basis.to(seen.device, dtype), seen.to(dtype)
         return (x - (x @ basis) @ basis.T).to(seen.dtype)
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class Mean(Edit, kind="mean"):
-    """Every chosen token gets the mean over other texts."""
+class FromOtherTexts(Edit, ABC):
+    """What is put was computed by another run."""
 
     values: dict[str, Tensor]
-    """By site, `[…]` without batch and pos."""
+    """By site."""
+
+    def require_for(self, site: str) -> None:
+        if site not in self.values:
+            raise UnknownOption(
+                f"{self!r}: it holds nothing for '{site}', only for {', '.join(self.values)}. Name one of these."
+            )
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Mean(FromOtherTexts, kind="mean"):
+    """Every chosen token gets the mean over other texts: values are `[…]`, without batch and pos."""
 
     def new(self, seen: Tensor, site: str, at: Pass) -> Tensor:
         return _fitting(self, self.values[site], seen).expand_as(seen)
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class Resample(Edit, kind="resample"):
+class Resample(FromOtherTexts, kind="resample"):
     """Every chosen token gets the tensor of a token of other texts, drawn by row, position and seed alone: the same one with
-    and without a key-value cache."""
+    and without a key-value cache. Values are `[tokens, …]`."""
 
-    values: dict[str, Tensor]
-    """By site, `[tokens, …]`."""
     seed: int = 0
+
+    @property
+    def tells_rows_apart(self) -> bool:
+        return True
 
     def new(self, seen: Tensor, site: str, at: Pass) -> Tensor:
         bank = self.values[site]
@@ -86,11 +108,10 @@ class Resample(Edit, kind="resample"):
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class Patch(Edit, kind="patch"):
-    """Every chosen token gets the tensor of the token at the same position of another run."""
+class Patch(FromOtherTexts, kind="patch"):
+    """Every chosen token gets the tensor of the token at the same position of another run: values are `[rows, pos, …]`, real
+    tokens first; of attention pairs `[rows, pos, heads, pos]`."""
 
-    values: dict[str, Tensor]
-    """By site, `[rows, pos, …]`, real tokens first; of attention pairs `[rows, pos, heads, pos]`."""
     lengths: tuple[int, ...]
     """Real tokens of each row."""
     source_positions: tuple[int, ...] | None = None
@@ -101,16 +122,19 @@ class Patch(Edit, kind="patch"):
         n_source, n_own = len(self.source_positions or ()), len(self.positions or ())
         if self.source_positions is not None and n_source != n_own:
             raise UnknownOption(f"{self!r}: {n_source} source_positions for {n_own} positions. Give one for each.")
+        if self.source_positions not in (None, self.positions) and any(site.split(".")[0] in PAIRS for site in self.values):
+            raise UnknownOption(f"{self!r}: what a token looks at from another position are other tokens. Patch the same ones.")
+
+    @property
+    def tells_rows_apart(self) -> bool:
+        return super().tells_rows_apart or len(self.lengths) > 1
 
     def new(self, seen: Tensor, site: str, at: Pass) -> Tensor:
         source, index = self._rows(len(at.positions)), self._index(at)
         value = self.values[site][source[:, None], index]
-        if site.split(".")[0] in PAIRS:
-            n_keys = value.shape[-1]
-            keys = at.keys[:, -seen.shape[-1] :]
-            known = ((keys >= 0) & (keys < n_keys))[:, None, None]
-            gathered = value.gather(-1, keys.clamp(0, n_keys - 1)[:, None, None].expand(*value.shape[:-1], -1))
-            value = torch.where(known, gathered, torch.zeros_like(gathered))
+        if site.split(".")[0] in PAIRS:  # keys as far as the token itself are there in both runs; no others are put
+            keys = at.keys[:, -seen.shape[-1] :].clamp(0, value.shape[-1] - 1)
+            value = value.gather(-1, keys[:, None, None].expand(*value.shape[:-1], -1))
         return _fitting(self, value, seen)
 
     def _rows(self, batch: int) -> Tensor:
@@ -118,10 +142,10 @@ class Patch(Edit, kind="patch"):
         n = len(self.lengths)
         if n == 1:
             return torch.zeros(batch, dtype=torch.long)
-        if n == batch:
-            return torch.arange(batch)
         if self.rows is not None and n == len(self.rows):
             return torch.zeros(batch, dtype=torch.long).index_put((torch.tensor(self.rows),), torch.arange(n))
+        if n == batch:
+            return torch.arange(batch)
         raise LengthMismatch(
             f"{self!r}: the other run has {n} texts and this one {batch}. Patch from one text, or from as many as are edited."
         )

@@ -3,7 +3,7 @@
 All take the selectors of `Edit` (rows, positions, heads, neurons, keys, when): what is not chosen stays bitwise as it was.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, SupportsIndex, TypedDict, Unpack
 
 import torch
@@ -16,7 +16,7 @@ from workbench.edits.kinds import Add, Clamp, Mean, Patch, ProjectOut, Replace, 
 from workbench.errors import NotFinite, UnknownOption, UnknownSite, require_one_of
 from workbench.sites import parse_sites
 
-Some = SupportsIndex | Sequence[int] | None
+Some = SupportsIndex | Iterable[SupportsIndex] | None
 
 
 class Where(TypedDict, total=False):
@@ -86,6 +86,10 @@ def ablate(
     require_one_of("to", to, ("zero", "mean", "resample"))
     common: dict[str, Any] = {"site": site, **_where(where, neurons)}
     if to == "zero":
+        if source is not None:
+            raise UnknownOption(
+                "ablate(to='zero') puts zeros and takes no source=. Leave it out, or ablate to 'mean' or 'resample'."
+            )
         return Clamp(value=0.0, **common)
     if source is None:
         raise UnknownOption(f"ablate(to={to!r}) needs source=: other texts, captured at {site!r} (wb.capture).")
@@ -161,7 +165,8 @@ def _finite(what: str, value: Tensor) -> Tensor:
     Raises:
         NotFinite: if it holds NaN or infinity.
     """
-    value = torch.as_tensor(value).detach().cpu()
+    value = torch.atleast_1d(torch.as_tensor(value)).detach().cpu()
+    value = value if value.is_floating_point() else value.float()
     if not torch.isfinite(value).all():
         raise NotFinite(f"{what} holds NaN or infinity. Find where it arises before it is put into a model.")
     return value
