@@ -199,12 +199,12 @@ SOURCES = {
         wikipedia,
     ),
     "handbook": Source(
-        ["apt-get", "download", "--quiet", "debian-handbook=11.20220922"],
+        ["apt-get", "-qq", "download", "debian-handbook=11.20220922"],
         "3d5dbeac1f1afc9c094eab9d0f701f6ecff99c4927d5a4794cf6c85678134faa",
         handbook,
     ),
     "wordnet": Source(
-        ["apt-get", "download", "--quiet", "wordnet-base=1:3.0-37"],
+        ["apt-get", "-qq", "download", "wordnet-base=1:3.0-37"],
         "61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752",
         wordnet,
     ),

@@ -11,8 +11,8 @@ from workbench.errors import LengthMismatch, UnknownOption, UnknownSite, Unknown
 def test_each_patch_is_the_one_made_by_hand(tiny):
     layers = [layer for layer in range(tiny.n_layers) if tiny.row.block(layer).attn is not None]
     sites = ("resid_pre", "attn_out", "mlp_out", "z")
-    found = wb.activation_patching(tiny, "a dog", "a cat", 5, 9, sites=sites, rows=3, progress=False)
-    clean, corrupted = tiny.tokenize("a dog"), tiny.tokenize("a cat")
+    found = wb.activation_patching(tiny, "a dog", "bcats", 5, 9, sites=sites, rows=3, progress=False)
+    clean, corrupted = tiny.tokenize("a dog"), tiny.tokenize("bcats")
     acts = wb.capture(tiny, clean, [f"{site}.{layer}" for site in sites for layer in layers], logits=True)
     own = found.settings
 
@@ -41,6 +41,17 @@ def test_what_differs_restores_everything_and_what_does_not_nothing(llama):
     last = found[found["layer"] == llama.n_layers - 1].set_index("pos")["restored"]
     assert set(found["token"]) == {"a", " ", "c", "o", "g"}
     assert last.drop([2, 3, 4]).to_numpy() == pytest.approx(np.zeros(2), abs=1e-4)  # earlier than the difference
+
+
+def test_heads_are_patched_at_the_positions_asked_for(llama):
+    """The prompts are the same up to their third token, so there is nothing to bring over before it."""
+    common = {"sites": "z", "progress": False}
+    none = wb.activation_patching(llama, "a dog", "a cog", 5, 9, positions=[0, 1], **common).table
+    assert none["restored"].to_numpy() == pytest.approx(np.zeros(len(none)), abs=1e-4)
+    every = wb.activation_patching(llama, "a dog", "a cog", 5, 9, **common).table
+    later = wb.activation_patching(llama, "a dog", "a cog", 5, 9, positions=[2, 3, 4], **common).table
+    assert later["restored"].to_numpy() == pytest.approx(every["restored"].to_numpy(), abs=1e-4)
+    assert every["restored"].abs().max() > 0.05
 
 
 def test_exchanging_the_prompts_exchanges_the_ends(llama):
@@ -84,6 +95,10 @@ def test_bad_input_is_named(llama):
         ({"versus": 5}, UnknownOption, "The two answers are the same token"),
         ({"corrupted": "a dog"}, UnknownOption, "Both prompts give the same logit difference"),
         ({"positions": [5]}, UnknownOption, "Position 5 does not exist: the prompts have 5 tokens"),
+        ({"positions": []}, UnknownOption, "An empty list of positions"),
+        ({"rows": 0}, UnknownOption, "rows=0 is out of range"),
+        ({"sites": []}, UnknownSite, "No site is left of none"),
+        ({"sites": ["attn_out.2"], "layers": "1"}, UnknownSite, "No site is left of attn_out.2 in layers '1'"),
         ({"sites": ["pattern"]}, UnknownSite, "'pattern' is not patched layer by layer"),
         ({"sites": ["ln_final"]}, UnknownSite, "'ln_final' is not patched layer by layer"),
         ({"sites": ["resid_mid"]}, UnknownSite, "cannot be patched: the stream itself passes this place by"),

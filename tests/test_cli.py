@@ -250,6 +250,8 @@ def test_edits_from_a_file_are_those_of_python(model, tmp_path):
     assert "add('resid_post.1', vector=[32])" in words.stderr
     scanned = json.loads(command("scan", "--model", model, "--prompt", "a dog", "--edits", edits, "--json").stdout)
     with wb.intervene(loaded, *wb.load_edits(edits)):
+        assert scanned["edits"] == list(map(repr, wb.load_edits(edits)))
+        assert sum(row["contribution"] for row in scanned["parts"]) == pytest.approx(scanned["settings"]["logit"], rel=1e-4)
         assert scanned["predictions"][0]["token_id"] == int(loaded.forward(loaded.tokenize("a dog"))[0, -1].argmax())
 
 
@@ -258,11 +260,14 @@ def test_clamp(model, tmp_path):
     done = command("clamp", "1.3", "-m", model, "-p", "a dog", "-p", "b", "--random", 4, "--max-new-tokens", 3, "--plot", page)
     assert done.returncode == 0, done.stderr
     assert "Neuron 1.3 (up) of" in done.stdout
-    assert done.stdout.count("before: ") == 2
+    assert done.stdout.count("before (") == 2
     assert page.stat().st_size > 1e6
     arguments = ("clamp", "1.3", "-m", model, "-p", "a", "--random", 4, "--max-new-tokens", 1, "--word", " dog", "--json")
     answer = json.loads(command(*arguments).stdout)
     assert answer["settings"]["words"] == [" dog"]
+    assert len(answer["words"]) == 5
+    by_id = json.loads(command(*arguments[:-2], "id:250", "--json").stdout)
+    assert by_id["settings"]["word_ids"] == [250]
     assert len(answer["generations"]) == 6
 
 

@@ -77,7 +77,7 @@ def test_half_precision_and_no_gain(generator):
 )
 def test_other_norms_are_refused(strange, generator):
     with pytest.raises(
-        UnknownNorm, match=r"function cannot be frozen: .* \(relative error .*, allowed 1e-05\)\. Parts of a sum"
+        UnknownNorm, match=r"The norm cannot be frozen: .* \(relative error .*, allowed 1e-05\)\. Parts of a sum"
     ):
         FrozenNorm.of(strange, None, torch.randn(D, generator=generator))
 

@@ -281,3 +281,31 @@ def test_it_prints_sums_by_layer_and_draws(llama):
     np.testing.assert_allclose(tokens.y, found.by_source()["contribution"])
     assert list(tokens.x)[:3] == ["0 a", "1 ·", "2 d"]
     assert len(wb.logit_attribution(llama, TEXT).plot(5).data[0].x) == 5
+
+
+@pytest.mark.parametrize("by", ["component", "head", "neuron", "source"])
+def test_what_edits_put_into_the_stream_has_rows_of_its_own(tiny, by):
+    """Inside a block of edits the rows sum to the edited model's logit, and the edits' rows are what no part gave."""
+    attention = [layer for layer in range(tiny.n_layers) if tiny.row.block(layer).attn is not None]
+    if by == "source" and any(tiny.row.block(layer).no_pattern for layer in attention):
+        return
+    vector = torch.randn(tiny.d_model, generator=torch.Generator().manual_seed(3))
+    edits = [
+        wb.add("resid_post.1", vector), wb.scale(f"attn_out.{attention[-1]}", 2.0), wb.scale(f"z.{attention[0]}", -1.0),
+        wb.scale("ln_final", 1.5), wb.add("resid_pre.0", vector),
+    ]  # fmt: skip
+    with wb.intervene(tiny, *edits):
+        found = wb.logit_attribution(tiny, "a dog", 7, by=by)
+        with torch.no_grad():
+            assert found.logit == pytest.approx(float(tiny.forward(tiny.tokenize("a dog"))[0, -1, 7]), rel=1e-4, abs=1e-4)
+    assert found.error < 1e-4
+    rows = found.table[found.table["part"] == "edit"].set_index("layer")["contribution"]
+    assert len(rows) == tiny.n_layers + 1
+    assert abs(rows.loc[1]) > 1e-3
+    assert "edit" not in set(wb.logit_attribution(tiny, "a dog", 7, by=by).table["part"])
+
+
+def test_pictures_spell_quotes(llama):
+    figure = wb.logit_attribution(llama, "a 'dog'", by="source").plot()
+    assert "&quot;" not in figure.to_json()
+    assert "&#x27;" not in figure.to_json()

@@ -80,6 +80,7 @@ def test_the_dog_neuron_of_the_real_model(smollm):
     assert row["words_after"] > row["words_null"]
     assert "dog" in effect.texts("My favourite animal is")[1]
     assert "Neuron 29.808 (up) of smollm2-135m-instruct, and the words ·dog  ·dogs" in str(effect)
+    assert "its own value at the last token" in str(effect)
 
 
 def test_the_picture_shows_the_numbers(llama):
@@ -102,10 +103,32 @@ def test_plain_mlps_and_mixtures():
         wb.neuron_effect(_unchanged("mixtral"), 1, 2, "a dog")
 
 
+def test_repeated_prompts_and_words_count_once(llama):
+    once = wb.neuron_effect(llama, 1, 5, "a cat", words=[" dog"], n_random=3, max_new_tokens=2).summary()
+    twice = wb.neuron_effect(llama, 1, 5, ["a cat", "a cat"], words=[" dog", " dog"], n_random=3, max_new_tokens=2)
+    assert twice.summary().equals(once)
+    assert str(twice)
+    assert wb.neuron_effect(llama, 1, 5, "a cat", words=" dog", n_random=3, max_new_tokens=2).summary().equals(once)
+
+
+def test_words_are_counted_up_to_the_end_of_a_text(smollm):
+    effect = wb.neuron_effect(smollm, 5, 3, "My favourite animal is", words=["<|im_end|>"], n_random=2)
+    assert effect.generations["words"].max() == 1  # it ends once; what follows is padding
+
+
+def test_a_neuron_of_a_map_is_named_by_its_own_numbers(llama):
+    row = wb.map_neurons(llama, progress=False).table.iloc[480]
+    effect = wb.neuron_effect(llama, row["layer"], row["neuron"], "a", n_random=2, max_new_tokens=1)
+    assert (effect.settings["layer"], effect.settings["neuron"]) == (int(row["layer"]), int(row["neuron"]))
+
+
 def test_bad_input_is_named(llama):
     for options, raised, text in (
         ({"neuron": 48}, UnknownOption, "Neuron 48 does not exist in layer 1, which has 48, counted from 0"),
         ({"neuron": 1, "n_random": 48}, UnknownOption, "n_random=48 is out of range: from 1 to 47"),
+        ({"neuron": 1, "value": float("nan")}, UnknownOption, "value=nan is no number to clamp to"),
+        ({"neuron": 1, "words": []}, UnknownOption, "No prompt or no word was given"),
+        ({"neuron": 1, "k": 0}, UnknownOption, "k=0 words were asked for"),
         ({"neuron": 1, "words": ["no such"]}, UnknownToken, "'no such' is no single token"),
     ):
         with pytest.raises(raised, match=text):

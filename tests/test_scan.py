@@ -42,6 +42,14 @@ def test_a_token_may_be_followed(smollm):
     assert len(lines) <= 45
 
 
+def test_a_long_prompt_still_fits_a_screen(smollm):
+    found = wb.scan(smollm, "The dog's tail " * 150)
+    assert found.sources is None
+    assert max(map(len, str(found).splitlines())) <= 100
+    assert found.parts["contribution"].sum() == pytest.approx(found.settings["logit"], rel=1e-4)
+    assert found._repr_html_().startswith("<pre>smollm2")
+
+
 def test_bad_input_is_named(llama):
     with pytest.raises(UnknownToken, match="is no single token"):
         wb.scan(llama, "a dog", "no such")

@@ -62,7 +62,7 @@ class FrozenNorm:
         allowed = allowed_error(state.dtype)
         if not error <= allowed:
             raise UnknownNorm(
-                f"{type(norm).__name__} cannot be frozen: what it gives is not bias + scale · gain ⊙ (h - mean), nor the same "
+                "The norm cannot be frozen: what it gives is not bias + scale · gain ⊙ (h - mean), nor the same "
                 f"without the mean (relative error {error:.1e}, allowed {allowed:.0e}). Parts of a sum can be followed "
                 "through LayerNorm and RMS norms alone; capture what goes into this one, and take that apart."
             )
@@ -92,4 +92,4 @@ def frozen_norm(model: LanguageModel, path: str, state: Float[Tensor, " d_model"
         UnknownNorm: if it is neither a LayerNorm nor an RMS norm.
     """
     norm = model.module(path)
-    return FrozenNorm.of(norm, norm_gain(norm, model.row), state)
+    return FrozenNorm.of(norm.forward, norm_gain(norm, model.row), state)  # not the module: its hooks may edit

@@ -53,6 +53,14 @@ def continuations(model: LanguageModel, batch: Batch, new: Int[Tensor, "batch ne
     return found
 
 
+def end_ids(model: LanguageModel) -> list[int]:
+    """Tokens that end a text: the model's, or else the tokenizer's."""
+    hf: Any = model.hf
+    ends: Any = hf.generation_config.eos_token_id
+    ends = model.tokenizer.eos_token_id if ends is None else ends
+    return [] if ends is None else list(ends) if isinstance(ends, (list, tuple)) else [int(ends)]
+
+
 @torch.no_grad()
 def generate_tokens(
     model: LanguageModel,
@@ -87,11 +95,11 @@ def generate_tokens(
         )
     hf: Any = model.hf
     own = hf.generation_config
-    end = own.eos_token_id if own.eos_token_id is not None else model.tokenizer.eos_token_id
-    pads = (model.tokenizer.pad_token_id, own.pad_token_id, *(end if isinstance(end, list) else [end]), 0)
+    ends = end_ids(model)
+    pads = (model.tokenizer.pad_token_id, own.pad_token_id, *ends, 0)
     config = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=temperature > 0, temperature=temperature or None, num_beams=num_beams,
-        top_k=0 if temperature else None, eos_token_id=end, pad_token_id=next(one for one in pads if one is not None),
+        top_k=0 if temperature else None, eos_token_id=ends or None, pad_token_id=next(one for one in pads if one is not None),
         use_cache=True,
     )  # fmt: skip
     # The model's own settings would fill what is not said here: penalties, and 50 likeliest tokens alone to draw from.

@@ -5,8 +5,9 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -169,7 +170,7 @@ class LanguageModel:
             W_U=self.weight("W_U").detach(),
             b_U=None if bias is None else bias.detach(),
             gain=None if gain is None else gain.detach(),
-            ln_final=self.module(self.row.path("ln_final")),
+            ln_final=self.module(self.row.path("ln_final")).forward,  # not the module: its hooks may edit
             logit_scale=self.row.logit_scale,
             softcap=self.row.softcap,
         )
@@ -184,9 +185,9 @@ class LanguageModel:
         Raises:
             LayerOutOfRange: if the model has no such layer.
         """
-        if not isinstance(layer, int) or not -self.n_layers <= layer < self.n_layers:
+        if not isinstance(layer, SupportsIndex) or not -self.n_layers <= index(layer) < self.n_layers:
             raise LayerOutOfRange(f"Layer {layer!r} is not in {self.name!r}; layers go from 0 to {self.n_layers - 1}.")
-        return self._blocks[layer]
+        return self._blocks[index(layer)]
 
     def block_row(self, layer: int) -> Block:
         """Where that block keeps its parts; negative layers count from the end.

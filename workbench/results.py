@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
+from html import escape
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ class Result:
         return f"{type(self).__name__} of {self.settings.get('model')}\n{self.table}"
 
     def _repr_html_(self) -> str:
-        return f"<b>{type(self).__name__}</b> of {self.settings.get('model')}{self.table.to_html(max_rows=20)}"
+        return f"<pre>{escape(str(self))}</pre>"
 
 
 def versions() -> dict[str, str]:

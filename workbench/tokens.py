@@ -76,7 +76,10 @@ def token_id(tokenizer: "PreTrainedTokenizerBase", strings: Sequence[str], text:
     """
     found = matching_ids(enumerate(strings), _escaped(text), "exact")
     if len(found) > 1:
-        raise UnknownToken(f"{text!r} is the string of {len(found)} tokens, {found[:5]}. Give one of these ids instead.")
+        raise UnknownToken(
+            f"{text!r} is the string of {len(found)} tokens, {found[:5]}. Give one of these ids instead (on the command "
+            f"line id:{found[0]})."
+        )
     if not found:
         pieces = [strings[i] for i in tokenizer(text, add_special_tokens=False)["input_ids"] if i < len(strings)]
         made = f" It is made of {', '.join(map(repr, pieces))}." if len(pieces) > 1 else ""
@@ -100,6 +103,11 @@ def shown(token: str) -> str:
         if core
         else "·" * len(token)
     )
+
+
+def shortened(text: str, length: int = 60) -> str:
+    """A text in quotes, on one line; of a long one the end."""
+    return repr(text) if len(text) <= length else "…" + repr(text[-length:])
 
 
 def joined(tokens: Iterable[str]) -> str:

@@ -29,13 +29,14 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 BY_HEAD = ("z", "q", "k", "v")
-"""Kinds of sites that are patched head by head at all positions; the others position by position."""
+"""Kinds of sites that are patched head by head, at all positions or those asked for; the others position by position."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Patching(Result):
-    """One row a patch. Columns: site (its kind), layer, pos and token (of the corrupted prompt; none: all positions), head
-    (none: all of it), logit_difference (of the corrupted run with this patch), restored (0: as corrupted, 1: as clean)."""
+    """One row a patch. Columns: site (its kind), layer, pos and token (of the corrupted
+    prompt; missing and empty where heads are patched), head
+    (missing: all of it), logit_difference (of the corrupted run with this patch), restored (0: as corrupted, 1: as clean)."""
 
     def top(self, n: int = 10) -> Any:
         """The patches that restore most."""
@@ -70,7 +71,7 @@ def activation_patching(
     target: int | str | None = None,
     versus: int | str | None = None,
     *,
-    sites: Sequence[str] = ("resid_pre", "attn_out", "mlp_out"),
+    sites: str | Sequence[str] = ("resid_pre", "attn_out", "mlp_out"),
     layers: str | None = None,
     positions: Sequence[int] | None = None,
     rows: int = 16,
@@ -87,7 +88,7 @@ def activation_patching(
         sites: Kinds of sites. `resid_pre attn_out mlp_out mlp_post …` are patched position by position, `z q k v` head by
             head at all positions. Layers that lack one are left out.
         layers: `7`, `4:8`, `0,5,10:12`; all, if None.
-        positions: Which, negative from the end; all, if None.
+        positions: Which, negative from the end; all, if None. Heads are patched at all of them together.
         rows: Patches that run side by side in one batch.
     Raises:
         LengthMismatch: if the prompts differ in their number of tokens.
@@ -96,6 +97,8 @@ def activation_patching(
     """
     import pandas as pd
 
+    if rows < 1:
+        raise UnknownOption(f"rows={rows} is out of range: at least 1.")
     batches = [model.tokenize(text) for text in (clean, corrupted)]
     n_clean, n_pos = (batch.tokens.shape[1] for batch in batches)
     if n_clean != n_pos:
@@ -105,12 +108,12 @@ def activation_patching(
         )
     at = _positions(positions, n_pos)
     clean_tokens, tokens = ([model.token_strings[i] for i in batch.tokens[0].tolist()] for batch in batches)
-    wanted = _sites(model, sites, layers)
+    wanted = _sites(model, [sites] if isinstance(sites, str) else sites, layers)
     source = capture(model, batches[0], [str(site) for site in wanted])
     states = torch.cat([capture(model, batch, "resid_post.-1", positions="last")["resid_post.-1"][:, 0] for batch in batches])
     answers = _answers(model, target, versus, model.vocabulary.logits(states).argmax(1).tolist())
     ends = _differences(model, states, answers).tolist()
-    if abs(ends[0] - ends[1]) < 1e-3 * max(map(abs, ends)):
+    if abs(ends[0] - ends[1]) <= 1e-3 * max(map(abs, ends)):
         raise UnknownOption(
             f"Both prompts give the same logit difference, {ends[0]:+.3f}: there is nothing to restore. Choose answers, or a "
             "corrupted prompt, that differ."
@@ -122,7 +125,8 @@ def activation_patching(
         units = list(range(value.shape[1])) if by_head else at
         for start in range(0, len(units), rows):
             some = units[start : start + rows]
-            differences = _patched(model, batches[1], site, value, some, by_head=by_head, answers=answers)
+            heads = torch.tensor(some) if by_head else None
+            differences = _patched(model, batches[1], site, value, at if by_head else some, heads, answers)
             for unit, difference in zip(some, differences.tolist(), strict=True):
                 pos, token, head = (None, "", unit) if by_head else (unit, tokens[unit], None)
                 found.append((site.name, site.layer, pos, token, head, difference))
@@ -131,7 +135,8 @@ def activation_patching(
     table["restored"] = (table["logit_difference"] - ends[1]) / (ends[0] - ends[1])
     settings = model.provenance | {
         "clean": clean, "corrupted": corrupted, "target": model.token_strings[answers[0]],
-        "versus": model.token_strings[answers[1]], "clean_difference": ends[0], "corrupted_difference": ends[1],
+        "versus": model.token_strings[answers[1]], "answer_ids": list(answers), "positions": at,
+        "clean_difference": ends[0], "corrupted_difference": ends[1],
         "sites": list(dict.fromkeys(table["site"])), "tokens": tokens, "clean_tokens": clean_tokens, "versions": versions(),
     }  # fmt: skip
     return Patching(table, settings)
@@ -142,24 +147,25 @@ def _patched(
     corrupted: Batch,
     site: Site,
     clean: Tensor,
-    units: list[int],
-    *,
-    by_head: bool,
+    positions: list[int],
+    heads: Tensor | None,
     answers: tuple[int, int],
 ) -> Tensor:
-    """Logit differences of the corrupted prompt, a row for each position (or head) that is taken from the clean run."""
-    rows = torch.arange(len(units))
+    """Logit differences of the corrupted prompt, a row for each position (or each head, at all the positions) that is taken
+    from the clean run."""
+    n_rows = len(positions) if heads is None else len(heads)
+    rows = torch.arange(n_rows)
 
     def put(value: Tensor) -> Tensor:
         value = value.clone()
-        if by_head:
-            value[rows, :, units] = clean[:, units].transpose(0, 1).to(value)
+        if heads is None:
+            value[rows, positions] = clean[positions].to(value)
         else:
-            value[rows, units] = clean[units].to(value)
+            value[rows[:, None], torch.tensor(positions), heads[:, None]] = clean[positions][:, heads].transpose(0, 1).to(value)
         return value
 
     last = Site("resid_post", model.n_layers - 1)
-    batch = Batch(*(part.expand(len(units), -1).contiguous() for part in corrupted))
+    batch = Batch(*(part.expand(n_rows, -1).contiguous() for part in corrupted))
     with edited(model, {site: put}), keeping(model, [last]) as kept:
         model.forward(batch)
     return _differences(model, kept[last][:, -1], answers)
@@ -194,8 +200,8 @@ def _sites(model: LanguageModel, kinds: Sequence[str], layers: str | None) -> li
     """
     found: list[Site] = []
     for kind in kinds:
-        named = [site for site in parse_sites([kind], model.n_layers) if site.layer in parse_layers(layers, model.n_layers)]
-        if not named or named[0].name in PAIRS:
+        named = parse_sites([kind], model.n_layers)
+        if named[0].layer is None or named[0].name in PAIRS:
             raise UnknownSite(f"Site {kind!r} is not patched layer by layer and position by position here. Use wb.patch.")
         if named[0].name in READ_ONLY:
             raise UnknownSite(f"Site {kind!r} cannot be patched: {READ_ONLY[named[0].name]}.")
@@ -203,6 +209,10 @@ def _sites(model: LanguageModel, kinds: Sequence[str], layers: str | None) -> li
         if not there:
             model.tap(named[0])  # says why
         found += there
+    chosen = parse_layers(layers, model.n_layers)
+    found = [site for site in dict.fromkeys(found) if site.layer in chosen]
+    if not found:
+        raise UnknownSite(f"No site is left of {', '.join(kinds) or 'none'} in layers {layers!r}. Name at least one.")
     return found
 
 
@@ -213,6 +223,8 @@ def _positions(asked: Sequence[int] | None, n_pos: int) -> list[int]:
     """
     if asked is None:
         return list(range(n_pos))
+    if not asked:
+        raise UnknownOption("An empty list of positions was given. Name at least one, or leave it out for all.")
     for position in asked:
         if not -n_pos <= position < n_pos:
             raise UnknownOption(

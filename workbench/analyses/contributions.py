@@ -17,6 +17,7 @@ from workbench.capturing import capture
 from workbench.frozen_norm import allowed_error, frozen_norm
 from workbench.model import Batch, LanguageModel
 from workbench.projection import accumulation_dtype
+from workbench.tracer import is_edited
 from workbench.vocabulary import Vocabulary
 
 By = Literal["component", "head", "neuron", "source"]
@@ -68,6 +69,7 @@ class Parts:
         self.model, self.batch, self.by = model, batch, by
         self.vocabulary, self.n_layers = model.vocabulary, model.n_layers
         self.blocks = [model.block_row(layer) for layer in range(model.n_layers)]
+        self.edited = is_edited(model)
         self.acts = self._captured()
         split = [f"v.{layer}" for layer in range(self.n_layers) if self._splits_attention(layer)] if by == "source" else []
         self.sources = capture(model, batch, split) if split else None
@@ -75,15 +77,29 @@ class Parts:
         self.logits: Float[Tensor, " d_vocab"] = self.acts.logits[0, -1].to(accumulation_dtype(self.acts.logits))
 
     def contributions(self, goal: Goal) -> Iterator[Contributions]:
-        """All, in the order of the forward pass; they sum to what the goal is of the model's logits."""
+        """All, in the order of the forward pass; they sum to what the goal is of the model's logits.
+
+        Inside `wb.intervene`, what the edits put into the stream that no part gave has rows of its own.
+        """
+        total = torch.zeros((), dtype=torch.float64)
+        for one in self._unedited(goal):
+            total += one.values.sum().double().cpu()
+            yield one
+        if self.edited:
+            rest = goal.of(self.logits).double().cpu() - total
+            yield Contributions("edit", rest[None], "edits of ln_final")
+
+    def _unedited(self, goal: Goal) -> Iterator[Contributions]:
         model, direction = self.model, goal.direction(self.vocabulary)
         last = self.acts[f"resid_post.{self.n_layers - 1}"][0, -1]
         ln_final = frozen_norm(model, model.row.path("ln_final"), last)
         stream = ln_final.pulled_back(direction)
         yield from self._embedding(stream)
         for layer in range(self.n_layers):
-            yield from self._attention(layer, stream)
-            yield from self._mlp(layer, stream)
+            parts = [*self._attention(layer, stream), *self._mlp(layer, stream)]
+            yield from parts
+            if self.edited:
+                yield self._edit(layer, stream, parts)
         if ln_final.bias.any():
             yield _one("constant", ln_final.bias, direction, "bias of ln_final")
         if (b_U := self.vocabulary.b_U) is not None:
@@ -91,6 +107,14 @@ class Parts:
         if (cap := self.vocabulary.softcap) is not None:
             logits = replace(self.vocabulary, softcap=None).logits(last[None])[0]
             yield Contributions("constant", (goal.of(cap * (logits / cap).tanh()) - goal.of(logits))[None], "soft cap")
+
+    def _edit(self, layer: int, stream: Tensor, parts: list[Contributions]) -> Contributions:
+        """What came into the stream at a layer beside its parts."""
+        after = f"resid_pre.{layer + 1}" if layer + 1 < self.n_layers else f"resid_post.{layer}"
+        before = self._at(f"resid_pre.{layer}")
+        change = (self._at(after).to(before) - before) @ stream.to(before)
+        rest = change - sum(part.values.sum().to(change) for part in parts)
+        return Contributions("edit", rest[None], f"edits of layer {layer}", layer)
 
     def _embedding(self, stream: Tensor) -> Iterator[Contributions]:
         """Of the token and of the position apart, if the model adds the two; else in one, as where it norms or scales them."""
@@ -169,6 +193,8 @@ class Parts:
 
     def _captured(self) -> Activations:
         sites, modules = ["embed", "resid_pre.0", f"resid_post.{self.n_layers - 1}"], []
+        if self.edited:
+            sites.append("resid_pre")
         for layer, block in enumerate(self.blocks):
             if block.attn is None:
                 sites += [f"resid_pre.{layer}", f"resid_mid.{layer}"]

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 class Attribution(Result):
     """What each part adds to a logit, or to a difference of logits. `table` has one row a part.
 
-    Columns: part (embed, attn, mlp, mixer, head, neuron, source, rest, constant), layer, index (of the head or neuron),
+    Columns: part (embed, attn, mlp, mixer, head, neuron, source, rest, constant; edit inside
+    `wb.intervene`), layer, index (of the head or neuron),
     source_pos and source_token (the token that a head read), name (to print) and contribution, in logits. What does not
     apply is missing. Contributions have either sign, so shares of their sum would mislead and are not given.
     """

@@ -7,9 +7,11 @@ enough value at any neuron changes what a model says, so every figure here stand
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, get_args
+from operator import index
+from typing import TYPE_CHECKING, SupportsIndex, get_args
 
 import torch
 from torch import Tensor
@@ -17,14 +19,13 @@ from tqdm.auto import tqdm
 
 from workbench.analyses.neuron_map import Side, neuron_rows
 from workbench.capturing import capture
-from workbench.edits.make import clamp
 from workbench.errors import UnknownOption, require_one_of
-from workbench.generation import continuations, generate_tokens
-from workbench.intervention import intervene
+from workbench.generation import continuations, end_ids, generate_tokens
 from workbench.model import Batch, LanguageModel
 from workbench.results import Result, versions
 from workbench.sites import Site
-from workbench.tokens import joined
+from workbench.tokens import joined, shortened, shown
+from workbench.tracer import edited
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,29 +88,34 @@ class NeuronEffect(Result):
             f"Neuron {own['layer']}.{own['neuron']} ({own['side']}) of {own['model']}, and the words {joined(own['words'])}",
             f"clamped to {own['value']:g} at every token, and {own['n_random']} random neurons of its layer so",
         ]
-        for row in self.summary().itertuples():
-            before, after = self.texts(str(row.prompt))
+        for row, usual in zip(self.summary().to_dict("records"), own["usual"], strict=True):
+            before, after = self.texts(row["prompt"])
+            mine = self.table[(self.table["prompt"] == row["prompt"]) & ~self.table["random"]]
+            words = "  ".join(f"{shown(one.token)} {one.before:.1e} -> {one.after:.1e}" for one in mine.itertuples())
             lines += [
-                f"  {row.prompt!r}: its words {row.before:.2e} -> {row.after:.2e}, {row.change:+.2f} nats a word; random "
-                f"neurons {row.null_low:+.2f} to {row.null_high:+.2f} (p {row.p:.3f})",
-                f"    before: {before!r}",
-                f"    after:  {after!r}",
+                f"  {shortened(row['prompt'])} (its own value at the last token: {usual:+.2f})",
+                f"    {words}",
+                f"    {row['change']:+.2f} nats a word; random neurons {row['null_low']:+.2f} to {row['null_high']:+.2f} "
+                f"(p {row['p']:.3f})",
+                f"    before ({row['words_before']} of its words): {before!r}",
+                f"    after  ({row['words_after']}; random neurons {row['words_null']:.1f}): {after!r}",
             ]
         return "\n".join([*lines, "  .table .generations .summary() .plot()"])
 
 
 def neuron_effect(
     model: LanguageModel,
-    layer: int,
-    neuron: int,
+    layer: SupportsIndex,
+    neuron: SupportsIndex,
     prompts: str | Sequence[str],
     *,
     value: float = 8.0,
     side: Side = "up",
-    words: Sequence[str | int] | None = None,
+    words: Sequence[str | int] | str | None = None,
     k: int = 5,
     n_random: int = 20,
     max_new_tokens: int = 20,
+    chat: bool = False,
     seed: int = 0,
     progress: bool = True,
 ) -> NeuronEffect:
@@ -124,55 +130,51 @@ def neuron_effect(
         k: How many of those.
         n_random: Other neurons of the layer that are clamped in its place, for the null.
         max_new_tokens: Length of the continuations (greedy).
+        chat: Prompts are a user's messages, put into the chat template.
         seed: Which random neurons.
     Raises:
-        UnknownOption: if the layer has no such neuron, or not enough others.
+        UnknownOption: if the layer has no such neuron, or not enough others; if there is no prompt, or the value is infinite.
         UnknownToken: if a word is no token.
+        TextTooLong, UnreadableWeight: if a prompt does not fit; if the neuron's row is quantised (name the words then).
+        NotFinite: if the clamp makes the model overflow.
         UnknownSite, MissingWeight: if the layer has no such side, or is a mixture of experts.
     """
     import pandas as pd
 
     require_one_of("side", side, get_args(Side))
+    layer, neuron = index(layer), index(neuron)
     rows = neuron_rows(model, side, layer)
     layer = layer % model.n_layers
     if not 0 <= neuron < len(rows):
         raise UnknownOption(f"Neuron {neuron} does not exist in layer {layer}, which has {len(rows)}, counted from 0.")
     if not 1 <= n_random < len(rows):
         raise UnknownOption(f"n_random={n_random} is out of range: from 1 to {len(rows) - 1}, the layer's other neurons.")
+    if not math.isfinite(value):
+        raise UnknownOption(f"value={value} is no number to clamp to. Give a finite one.")
+    prompts = list(dict.fromkeys([prompts] if isinstance(prompts, str) else prompts))
+    ids = _words(model, rows[neuron], words, k)
+    if not prompts or not len(ids):
+        raise UnknownOption("No prompt or no word was given. Give at least one of each.")
     site = clamped_site(model, side, layer)
-    if words is None:
-        ids = model.vocabulary.project(rows[neuron : neuron + 1], k=k).top_ids[0].cpu()
-    else:
-        ids = torch.tensor([model.token_id(word) for word in words])
-    strings = [model.token_strings[i] for i in ids.tolist()]
     others = torch.randperm(len(rows) - 1, generator=torch.Generator().manual_seed(seed))[:n_random]
     clamped = [neuron, *(others + (others >= neuron)).tolist()]
-    edits = [clamp(str(site), one, value, rows=i + 1) for i, one in enumerate(clamped)]
-    tables, texts, usual = [], [], []
-    for prompt in tqdm([prompts] if isinstance(prompts, str) else list(prompts), desc="clamp", disable=not progress):
-        one = model.tokenize(prompt)
-        usual.append(float(capture(model, one, str(site), positions="last")[str(site)][0, 0, neuron]))
+
+    def put(seen: Tensor) -> Tensor:
         # Row 0 stays as it is, row 1 has the neuron clamped, the others a random one each.
-        batch = Batch(*(part.expand(len(edits) + 1, -1).contiguous() for part in one))
-        with intervene(model, *edits):
+        seen = seen.clone()
+        seen[torch.arange(1, len(seen)), :, clamped] = value
+        return seen
+
+    tables, texts, usual = [], [], []
+    for prompt in tqdm(prompts, desc="clamp", disable=not progress):
+        one = model.tokenize(prompt, chat=chat)
+        usual.append(float(capture(model, one, str(site), positions="last")[str(site)][0, 0, neuron]))
+        batch = Batch(*(part.expand(len(clamped) + 1, -1).contiguous() for part in one))
+        with edited(model, {site: put}):
             new = generate_tokens(model, batch, max_new_tokens=max_new_tokens)
-            logits = _next_logits(model, batch)
-        chances = logits.log_softmax(-1)[:, ids]
-        before, after = chances[0], chances[1:]
-        tables.append(
-            pd.DataFrame(
-                {
-                    "prompt": prompt,
-                    "neuron": [one for one in clamped for _ in strings],
-                    "random": [i > 0 for i in range(len(clamped)) for _ in strings],
-                    "token_id": ids.tolist() * len(clamped),
-                    "token": strings * len(clamped),
-                    "before": before.exp().tolist() * len(clamped),
-                    "after": after.exp().flatten().tolist(),
-                    "change": (after - before).flatten().tolist(),
-                }
-            )
-        )
+            states = capture(model, batch, "resid_post.-1", positions="last")["resid_post.-1"][:, 0]
+        chances = model.vocabulary.logits(states).log_softmax(-1).cpu()[:, ids]
+        tables.append(_changes(model, prompt, clamped, ids, chances))
         texts.append(
             pd.DataFrame(
                 {
@@ -180,15 +182,51 @@ def neuron_effect(
                     "neuron": pd.array([None, *clamped], dtype="Int64"),
                     "random": [False, False, *[True] * n_random],
                     "text": continuations(model, batch, new),
-                    "words": torch.isin(new.cpu(), ids).sum(1).tolist(),
+                    "words": _count(model, new.cpu(), ids),
                 }
             )
         )
     settings = model.provenance | {
-        "layer": layer, "neuron": neuron, "side": side, "site": str(site), "value": value, "usual": usual, "words": strings,
-        "n_random": n_random, "max_new_tokens": max_new_tokens, "seed": seed, "versions": versions(),
+        "layer": layer, "neuron": neuron, "side": side, "site": str(site), "value": value, "usual": usual,
+        "words": [model.token_strings[i] for i in ids.tolist()], "word_ids": ids.tolist(), "n_random": n_random,
+        "max_new_tokens": max_new_tokens, "chat": chat, "seed": seed, "versions": versions(),
     }  # fmt: skip
     return NeuronEffect(pd.concat(tables, ignore_index=True), settings, pd.concat(texts, ignore_index=True))
+
+
+def _words(model: LanguageModel, row: Tensor, words: Sequence[str | int] | str | None, k: int) -> Tensor:
+    if words is None:
+        if k < 1:
+            raise UnknownOption(f"k={k} words were asked for. Ask for one or more.")
+        return model.vocabulary.project(row[None].to(model.vocabulary.W_U.device), k=k).top_ids[0].cpu()
+    return torch.tensor(list(dict.fromkeys(model.token_id(word) for word in ([words] if isinstance(words, str) else words))))
+
+
+def _changes(model: LanguageModel, prompt: str, clamped: list[int], ids: Tensor, chances: Tensor) -> pd.DataFrame:
+    """Of the log-probabilities `[1 + clamped, words]`, the first row's and the others'."""
+    import pandas as pd
+
+    before, after = chances[0], chances[1:]
+    n = len(ids)
+    return pd.DataFrame(
+        {
+            "prompt": prompt,
+            "neuron": [one for one in clamped for _ in range(n)],
+            "random": [i > 0 for i in range(len(clamped)) for _ in range(n)],
+            "token_id": ids.tolist() * len(clamped),
+            "token": [model.token_strings[i] for i in ids.tolist()] * len(clamped),
+            "before": before.exp().tolist() * len(clamped),
+            "after": after.exp().flatten().tolist(),
+            "change": (after - before).flatten().tolist(),
+        }
+    )
+
+
+def _count(model: LanguageModel, new: Tensor, ids: Tensor) -> list[int]:
+    """How many tokens of each continuation, up to its end, are among the words."""
+    ends = torch.isin(new, torch.tensor(end_ids(model))).long()
+    running = ends.cumsum(1) - ends == 0  # what follows the end is padding
+    return (torch.isin(new, ids) & running).sum(1).tolist()
 
 
 def clamped_site(model: LanguageModel, side: Side, layer: int) -> Site:
@@ -196,9 +234,3 @@ def clamped_site(model: LanguageModel, side: Side, layer: int) -> Site:
     if side == "down":
         return Site("mlp_post", layer)
     return Site("mlp_up" if side == "up" and model.block_row(layer).is_gated else "mlp_pre", layer)
-
-
-@torch.no_grad()
-def _next_logits(model: LanguageModel, batch: Batch) -> Tensor:
-    """Logits of the token after each row's last, `[batch, d_vocab]`."""
-    return model.forward(batch)[:, -1].float().cpu()

@@ -10,16 +10,18 @@ import torch
 
 from workbench.analyses.logit_attribution import logit_attribution
 from workbench.capturing import capture
-from workbench.errors import UnknownSite
+from workbench.errors import UnknownOption, UnknownSite
 from workbench.model import LanguageModel
 from workbench.results import Result, versions
-from workbench.tokens import shown
+from workbench.tokens import shortened, shown
 
 if TYPE_CHECKING:
     import pandas as pd
 
 PARTS = 8
 """Parts that are named."""
+SOURCES_UP_TO = 512
+"""Tokens of a prompt whose sources are told apart: every head's pattern grows with the square of them."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -35,7 +37,7 @@ class Scan(Result):
     has them."""
     sources: pd.DataFrame | None
     """What all heads took from each token (columns source_pos, source_token, contribution); None where a family's pattern
-    cannot be seen."""
+    cannot be seen, or the prompt is longer than 512 tokens."""
 
     @property
     def formed(self) -> int | None:
@@ -61,7 +63,7 @@ class Scan(Result):
     def __str__(self) -> str:
         own = self.settings
         token = shown(own["target"])
-        lines = [f"{own['model']} after {own['prompt']!r}", "", "What comes next"]
+        lines = [f"{own['model']} after {shortened(own['prompt'])}", "", "What comes next"]
         lines += [
             f"  {row.probability:7.1%}  {_bar(row.probability, self.table['probability'].max())}  {shown(str(row.token))}"
             for row in self.table.itertuples()
@@ -100,6 +102,8 @@ def scan(model: LanguageModel, prompt: str, target: str | int | None = None, *, 
     """
     import pandas as pd
 
+    if k < 1:
+        raise UnknownOption(f"k={k} tokens were asked for. Ask for one or more.")
     started = time.perf_counter()
     followed = None if target is None else model.token_id(target)
     sites = ["resid_pre.0", "resid_post"]
@@ -128,9 +132,11 @@ def scan(model: LanguageModel, prompt: str, target: str | int | None = None, *, 
         }
     )  # fmt: skip
     try:
+        if acts.tokens.shape[1] > SOURCES_UP_TO:
+            raise UnknownSite("too long to tell sources apart")
         written = logit_attribution(model, acts.batch, followed, centred=True, by="source")
         parts, sources = _heads_whole(written.table), written.by_source()
-    except UnknownSite:  # this family's pattern cannot be seen
+    except UnknownSite:  # too long, or this family's pattern cannot be seen
         written = logit_attribution(model, acts.batch, followed, centred=True, by="head")
         parts, sources = written.table, None
     settings = model.provenance | {

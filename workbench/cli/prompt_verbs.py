@@ -1,12 +1,13 @@
 """Verbs about prompts: scan, generate, clamp."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from workbench.cli.options import Device, DType, Json, Model, Revision, SideOption, load_model
-from workbench.cli.show import emit_json, say, table
+from workbench.cli.show import emit_json, say
 from workbench.embedded import DEFAULT as DEFAULT_MODEL
 
 Prompt = Annotated[str, typer.Option("--prompt", "-p", help="The text that the model goes on from.")]
@@ -17,7 +18,7 @@ NewTokens = Annotated[int, typer.Option(min=1, help="Tokens of each continuation
 def scan(
     prompt: Prompt,
     model: Model = DEFAULT_MODEL,
-    target: Annotated[str | None, typer.Option(help="Token to follow, with its space; the likeliest, if not given.")] = None,
+    target: Annotated[str | None, typer.Option(help="Token to follow: ' dog', or id:250.")] = None,
     edits: Edits = None,
     revision: Revision = None,
     device: Device = None,
@@ -31,11 +32,13 @@ def scan(
     chosen = _edits(edits)
     loaded = load_model(model, revision, device, dtype)
     with intervene(loaded, *chosen):
-        found = run(loaded, prompt, target)
+        found = run(loaded, prompt, None if target is None else _token(target))
     if json:
-        emit_json(found.to_json())
-    else:
-        print(found)
+        emit_json(found.to_json() | {"edits": list(map(repr, chosen))})
+        return
+    for edit in chosen:
+        say(f"with {edit!r}")
+    print(found)
 
 
 def generate(
@@ -78,9 +81,10 @@ def clamp(
     side: Annotated[SideOption, typer.Option(help="Which of its numbers: before (up, gate) or after (down) the product.")] = (
         SideOption.up
     ),
-    word: Annotated[list[str] | None, typer.Option(help="Token to watch; may be repeated. Its own top words, if none.")] = None,
+    word: Annotated[list[str] | None, typer.Option(help="Token to watch: ' dog', or id:250; may be repeated.")] = None,
     random: Annotated[int, typer.Option(min=1, help="Random neurons of the layer that are clamped in its place.")] = 20,
     max_new_tokens: NewTokens = 20,
+    chat: Annotated[bool, typer.Option("--chat", help="Prompts are a user's messages in the chat template.")] = False,
     seed: Annotated[int, typer.Option(help="Which random neurons.")] = 0,
     plot: Annotated[Path | None, typer.Option(help="HTML file for the picture.")] = None,
     model: Model = DEFAULT_MODEL,
@@ -91,29 +95,25 @@ def clamp(
 ) -> None:
     """Clamp a neuron: its words' probabilities and the continuation before and after, next to the same clamp on random ones."""
     from workbench.analyses.neuron_effect import neuron_effect
-    from workbench.artifacts import staged
+    from workbench.artifacts import output_folder, staged
 
+    if plot is not None:
+        output_folder(plot.parent, "Name another place with --plot")
     layer, index = _layer_and_neuron(neuron)
     loaded = load_model(model, revision, device, dtype)
     found = neuron_effect(
-        loaded, layer, index, prompt, value=value, side=side.value, words=word or None, n_random=random,
-        max_new_tokens=max_new_tokens, seed=seed, progress=len(prompt) > 1 and not json,
+        loaded, layer, index, prompt, value=value, side=side.value, words=[_token(one) for one in word] if word else None,
+        n_random=random, max_new_tokens=max_new_tokens, chat=chat, seed=seed, progress=len(prompt) > 1 and not json,
     )  # fmt: skip
+    if json:
+        texts = found.generations.astype({"neuron": object}).to_dict("records")
+        tables = {"summary": found.summary().to_dict("records"), "words": found.table.to_dict("records"), "generations": texts}
+        emit_json({"settings": found.settings} | tables)
+    else:
+        print(str(found).rpartition("\n")[0])
     if plot is not None:
         with staged(plot) as beside:
             found.plot().write_html(beside)
-    summary = found.summary()
-    if json:
-        texts = found.generations.astype({"neuron": object}).to_dict("records")
-        emit_json({"settings": found.settings, "summary": summary.to_dict("records"), "generations": texts})
-        return
-    print(str(found).rpartition("\n")[0])
-    rows = [
-        (row["prompt"], f"{row['words_before']}", f"{row['words_after']}", f"{row['words_null']:.1f}")
-        for row in summary.to_dict("records")
-    ]
-    table("\nIts words in the continuation", ["prompt", "before", "after", "random neurons (mean)"], rows, left=["prompt"])
-    if plot is not None:
         say(f"\nWritten to {plot}.")
 
 
@@ -121,6 +121,11 @@ def _edits(path: Path | None) -> list:
     from workbench.edits.files import load_edits
 
     return [] if path is None else load_edits(path)
+
+
+def _token(text: str) -> str | int:
+    """A token as the user names it: its string, or `id:250`."""
+    return int(text[3:]) if re.fullmatch(r"id:\d+", text) else text
 
 
 def _layer_and_neuron(text: str) -> tuple[int, int]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING
 
+from workbench.plots.text import plain
 from workbench.tokens import shown
 
 if TYPE_CHECKING:
@@ -33,16 +33,17 @@ def plot_patching(patching: Patching) -> go.Figure:
         )  # fmt: skip
     figure.update_xaxes(type="category", tickangle=-60)
     figure.update_yaxes(title_text="layer", row=1, col=1)
-    answers = f"logit({escape(shown(own['target']))}) - logit({escape(shown(own['versus']))})"
+    figure.update_yaxes(dtick=1 if table["layer"].nunique() <= 12 else 5)
+    answers = f"logit({plain(shown(own['target']))}) - logit({plain(shown(own['versus']))})"
     figure.update_layout(
         title=f"What brings {answers} back, {own['model']}<br><sup>corrupted {own['corrupted_difference']:+.2f}, clean "
         f"{own['clean_difference']:+.2f}; tokens: corrupted, and clean where it differs</sup>",
-        template="plotly_white", height=200 + 16 * table["layer"].nunique(), width=180 + len(kinds) * 420, margin={"t": 110},
+        template="plotly_white", height=max(380, 220 + 16 * table["layer"].nunique()), margin={"t": 110},
     )  # fmt: skip
     return figure
 
 
 def _label(settings: dict, position: int) -> str:
     here, clean = settings["tokens"][position], settings["clean_tokens"][position]
-    other = "" if here == clean else f" ({escape(shown(clean))})"
-    return f"{position} {escape(shown(here))}{other}"
+    other = "" if here == clean else f" ({plain(shown(clean))})"
+    return f"{position} {plain(shown(here))}{other}"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING
 
+from workbench.plots.text import plain
 from workbench.tokens import shown
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def plot_norms(acts: Activations) -> go.Figure:
         own = table[table["row"] == row]
         grid = own.pivot_table(index="site", columns="pos", values="norm", sort=False)
         names = own.drop_duplicates("pos").set_index("pos")["token"].reindex(grid.columns)
-        labels = [f"{pos} {escape(shown(token))}" for pos, token in names.items()]
+        labels = [f"{pos} {plain(shown(token))}" for pos, token in names.items()]
         figure.add_heatmap(
             z=np.log10(grid.clip(lower=1e-12).to_numpy()), x=labels, y=list(grid.index), customdata=grid.to_numpy(),
             zmin=logs.min(), zmax=logs.max(), colorscale="Viridis", colorbar={"title": "log10 norm"}, showscale=i == 1,
@@ -56,7 +56,7 @@ def plot_pattern(acts: Activations, layer: int, row: int, heads: list[int]) -> g
         pattern = pattern[:, real]
     pattern = pattern[..., real].cpu().numpy()
     strings = acts.model.token_strings
-    keys = [f"{i} {escape(shown(strings[token]))}" for i, token in enumerate(acts.tokens[row][real].tolist())]
+    keys = [f"{i} {plain(shown(strings[token]))}" for i, token in enumerate(acts.tokens[row][real].tolist())]
     queries = keys if acts.positions is None else [str(column) for column in acts.positions[row].tolist()]
     across = min(4, len(heads))
     down = -(-len(heads) // across)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING
 
 from workbench.plots.activations import TOKENS_SHOWN
+from workbench.plots.text import plain
 from workbench.tokens import shown
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def plot_logit_attribution(attribution: Attribution, n: int) -> go.Figure:
     )  # fmt: skip
     top = attribution.top(n)[::-1]
     figure.add_bar(
-        x=top["contribution"], y=[escape(name) for name in top["name"]], orientation="h",
+        x=top["contribution"], y=[plain(name) for name in top["name"]], orientation="h",
         marker_color=_colours(top["contribution"]), hovertemplate="%{y}<br>%{x:+.4f}<extra></extra>", row=1, col=1,
     )  # fmt: skip
     grid = _by_layer(attribution.table)
@@ -52,14 +52,14 @@ def plot_logit_attribution(attribution: Attribution, n: int) -> go.Figure:
         tokens = attribution.by_source()
         labels = zip(tokens["source_pos"], tokens["source_token"], strict=True)
         figure.add_bar(
-            x=[f"{pos} {escape(shown(token))}" for pos, token in labels], y=tokens["contribution"],
+            x=[f"{pos} {plain(shown(token))}" for pos, token in labels], y=tokens["contribution"],
             marker_color=_colours(tokens["contribution"]), hovertemplate="%{x}<br>%{y:+.4f}<extra></extra>", row=2, col=1,
         )  # fmt: skip
         figure.update_xaxes(type="category", tickangle=-60, showticklabels=len(tokens) <= TOKENS_SHOWN, row=2, col=1)
         figure.update_yaxes(title_text="contribution", row=2, col=1)
     figure.update_layout(
-        title=f"What writes the {escape(attribution.question)} = {attribution.logit:+.2f}, {attribution.settings['model']}"
-        f"<br><sup>after {escape(attribution.end_of_prompt)}</sup>",
+        title=f"What writes the {plain(attribution.question)} = {attribution.logit:+.2f}, {attribution.settings['model']}"
+        f"<br><sup>after {plain(attribution.end_of_prompt)}</sup>",
         template="plotly_white", showlegend=False, height=200 + max(24 * n, 14 * len(grid)) + 300 * by_source,
     )  # fmt: skip
     return figure

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING
 
-from workbench.tokens import shown
+from workbench.plots.text import plain
+from workbench.tokens import shortened, shown
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -28,13 +28,13 @@ def plot_neuron_effect(effect: NeuronEffect) -> go.Figure:
     for random, name, colour, size in ((True, "random neurons", OTHERS, 9), (False, "this neuron", THIS, 15)):
         drawn = changes[changes["random"] == random]
         figure.add_scatter(
-            x=drawn["change"], y=[f"{escape(prompt)} …" for prompt in drawn["prompt"]], mode="markers", name=name,
+            x=drawn["change"], y=[plain(shortened(prompt, 40)) for prompt in drawn["prompt"]], mode="markers", name=name,
             marker={"size": size, "color": colour, "opacity": 0.8, "symbol": "circle" if random else "diamond"},
-            customdata=[(f"{own['layer']}.{row['neuron']}", escape(row["text"])) for row in drawn.to_dict("records")],
+            customdata=[(f"{own['layer']}.{row['neuron']}", plain(row["text"])) for row in drawn.to_dict("records")],
             hovertemplate="neuron %{customdata[0]}: %{x:+.3f} nats<br>… %{customdata[1]}<extra></extra>",
         )  # fmt: skip
     figure.add_vline(x=0, line_color="#777", line_width=1)
-    words = ", ".join(escape(shown(word)) for word in own["words"])
+    words = ", ".join(plain(shown(word)) for word in own["words"])
     figure.update_layout(
         title=f"Neuron {own['layer']}.{own['neuron']} ({own['side']}) clamped to {own['value']:g}: its words {words}",
         template="plotly_white", height=220 + 60 * len(prompts), legend={"orientation": "h", "y": -0.35},

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING
 
+from workbench.plots.text import plain
 from workbench.tokens import shown
 
 if TYPE_CHECKING:
@@ -38,13 +38,13 @@ def plot_neuron_map(neurons: NeuronMap) -> go.Figure:
         named = named[named["score"] > threshold + CLEARLY]
         labelled = set(named[["layer", "neuron"]].itertuples(index=False, name=None))
         words = [
-            escape(shown(token).strip("·")) if (layer, neuron) in labelled else ""
+            plain(shown(token).strip("·")) if (layer, neuron) in labelled else ""
             for layer, neuron, token in drawn[["layer", "neuron", "token"]].itertuples(index=False, name=None)
         ]
         offset = (i - (len(sides) - 1) / 2) * 0.28
         figure.add_scatter(
             x=drawn["layer"] + offset, y=drawn["score"], text=words,
-            customdata=drawn[["layer", "neuron"]].assign(tokens=[escape(t) for t in neurons.top_tokens_of(drawn)]),
+            customdata=drawn[["layer", "neuron"]].assign(tokens=[plain(t) for t in neurons.top_tokens_of(drawn)]),
             mode="markers+text", textposition="middle right", textfont={"size": 9, "color": COLOURS[side]},
             marker={"size": 4, "opacity": 0.55, "color": COLOURS[side]}, name=side, legendgroup=side,
             hovertemplate=f"<b>{side} %{{customdata[0]}}.%{{customdata[1]}}</b> score %{{y:.1f}}<br>%{{customdata[2]}}"
