@@ -283,7 +283,7 @@ def test_it_prints_sums_by_layer_and_draws(llama):
     assert len(wb.logit_attribution(llama, TEXT).plot(5).data[0].x) == 5
 
 
-@pytest.mark.parametrize("by", ["component", "head", "neuron", "source"])
+@pytest.mark.parametrize("by", ["source", "neuron"])
 def test_what_edits_put_into_the_stream_has_rows_of_its_own(tiny, by):
     """Inside a block of edits the rows sum to the edited model's logit, and the edits' rows are what no part gave."""
     attention = [layer for layer in range(tiny.n_layers) if tiny.row.block(layer).attn is not None]

@@ -83,11 +83,11 @@ def test_a_part_that_a_layer_lacks_is_refused(options, text):
 
 @pytest.mark.parametrize(("reading", "decoder"), [("raw", "none"), ("gain", "none"), ("raw", "gain"), ("raw", "norm")])
 def test_the_real_models_map_equals_float64(smollm, reading, decoder):
-    """500 random neurons against a dense float64 computation: the same ids, near-ties apart; probabilities to 1e-5."""
-    layers = [0, 13, 29]
+    """200 random neurons against a dense float64 computation: the same ids, near-ties apart; probabilities to 1e-5."""
+    layers = [0, 29]
     side = "up"
-    neurons = wb.map_neurons(smollm, side=side, layers="0,13,29", reading=reading, decoder=decoder, progress=False)
-    chosen = np.random.default_rng(0).choice(len(layers) * smollm.d_mlp, 500, replace=False)
+    neurons = wb.map_neurons(smollm, side=side, layers="0,29", reading=reading, decoder=decoder, progress=False)
+    chosen = np.random.default_rng(0).choice(len(layers) * smollm.d_mlp, 200, replace=False)
     rows = torch.cat([smollm.hf.model.layers[layer].mlp.up_proj.weight.detach().double() * (
         smollm.hf.model.layers[layer].post_attention_layernorm.weight.detach().double() if reading == "gain" else 1
     ) for layer in layers])[chosen]  # fmt: skip
