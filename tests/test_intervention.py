@@ -23,10 +23,9 @@ def logits_with(model, batch, *edits):
         return model.forward(batch)
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_an_edit_that_changes_nothing_changes_no_bit(tiny, side):
+def test_an_edit_that_changes_nothing_changes_no_bit(tiny):
     """Scaling by 1, putting back what stands there, and patching a run with itself, at every site."""
-    batch = tiny.tokenize(TEXTS, padding_side=side)
+    batch = tiny.tokenize(TEXTS, padding_side="left")
     with torch.no_grad():
         clean = tiny.forward(batch)
     sites = [site for site in writable(tiny) if site.name not in INSIDE]
