@@ -5,7 +5,7 @@ import torch
 from conftest import tiny_model
 
 import workbench as wb
-from workbench.errors import MissingWeight, UnknownOption, UnknownToken
+from workbench.errors import LayerOutOfRange, MissingWeight, NotFinite, UnknownOption, UnknownToken
 
 
 class Open(torch.nn.Module):
@@ -122,14 +122,25 @@ def test_a_neuron_of_a_map_is_named_by_its_own_numbers(llama):
     assert (effect.settings["layer"], effect.settings["neuron"]) == (int(row["layer"]), int(row["neuron"]))
 
 
+def test_states_that_overflow_are_named():
+    from conftest import _unchanged
+
+    with pytest.raises(NotFinite, match=r"resid_post\.2 holds \d+ values that are NaN or infinite"):
+        wb.neuron_effect(_unchanged("gpt2"), 1, 5, "a cat", value=1e38, n_random=2)
+
+
 def test_bad_input_is_named(llama):
     for options, raised, text in (
         ({"neuron": 48}, UnknownOption, "Neuron 48 does not exist in layer 1, which has 48, counted from 0"),
         ({"neuron": 1, "n_random": 48}, UnknownOption, "n_random=48 is out of range: from 1 to 47"),
         ({"neuron": 1, "value": float("nan")}, UnknownOption, "value=nan is no number to clamp to"),
+        ({"neuron": 1, "value": 1e39}, UnknownOption, r"value=1e\+39 is no number .* finite one that torch.float32 holds"),
+        ({"neuron": 1, "value": 1e25}, NotFinite, r"Clamped to 1e\+25 at 'mlp_up\.1', the last state has no finite norm"),
+        ({"neuron": 1, "layer": 3}, LayerOutOfRange, "Layer 3 is not in .* layers go from 0 to 2"),
+        ({"neuron": 1, "layer": -4}, LayerOutOfRange, "Layer -4 is not in"),
         ({"neuron": 1, "words": []}, UnknownOption, "No prompt or no word was given"),
         ({"neuron": 1, "k": 0}, UnknownOption, "k=0 words were asked for"),
         ({"neuron": 1, "words": ["no such"]}, UnknownToken, "'no such' is no single token"),
     ):
         with pytest.raises(raised, match=text):
-            wb.neuron_effect(llama, 1, prompts="a", **options)
+            wb.neuron_effect(llama, **{"layer": 1, "prompts": "a"} | options)

@@ -220,7 +220,12 @@ class Activations(Mapping[str, Tensor]):
 
     def _by_token(self) -> dict[str, Tensor]:
         """The tensors with batch and pos in front."""
-        return {name: value.transpose(1, 2) if name.split(".")[0] in PAIRS else value for name, value in self.tensors.items()}
+        return {name: value.transpose(1, 2) if holds_pairs(name) else value for name, value in self.tensors.items()}
+
+
+def holds_pairs(site: str) -> bool:
+    """Whether a site, by its canonical name, is one of `PAIRS`."""
+    return site.split(".")[0] in PAIRS
 
 
 def _bytes(n: int) -> str:

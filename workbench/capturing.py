@@ -16,9 +16,8 @@ from workbench.sites import Site, parse_sites
 from workbench.tracer import Place, edited, is_edited
 
 Positions = str | int | Sequence[int] | Tensor
-"""Which tokens: `all`, the `last` real one of each row, an index or several among a row's real tokens (negative: from
-its end), or a mask
-`[batch, pos]` with equally many tokens in each row."""
+"""Which tokens: `all`, the `last` real one of each row, an index or several among a row's real tokens (negative: from its end),
+or a mask `[batch, pos]` with equally many tokens in each row."""
 
 
 class _Complete(Exception):

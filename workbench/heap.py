@@ -2,8 +2,8 @@
 
 Kept activations stop the allocator from using the same memory again, and glibc hands large blocks back to the kernel when
 they are freed and maps fresh pages, each of which faults once, for the next. With a higher threshold it keeps them:
-capturing four sites of all 30 layers of the embedded model (4 x 128 tokens, two cores) fell from 1.12 and 1.15 to 1.07 and
-1.05 of a plain pass through the body.
+plain hooks that capture four sites of all 30 layers of the embedded model (4 x 128 tokens, two cores) fell from 1.08 to 1.03 of
+a pass through the body alone (`tests/benchmarks/capture.py`).
 """
 
 import ctypes

@@ -38,7 +38,7 @@ def intervene(model: LanguageModel, *edits: Edit) -> Iterator[None]:
             raise UnknownOption(
                 f"A {type(edit).__name__} is no edit. Pass edits one after the other: intervene(model, *edits)."
             )
-    running = _Running(model, rows_are_texts=any(edit.tells_rows_apart for edit in edits))
+    running = _Running(rows_are_texts=any(edit.tells_rows_apart for edit in edits))
     made = [_Made(edit, running) for edit in edits]
     by_site: dict[Site, list[_Made]] = {}
     for one in made:
@@ -57,8 +57,8 @@ def intervene(model: LanguageModel, *edits: Edit) -> Iterator[None]:
 class _Running:
     """The forward pass that is running, if one is."""
 
-    def __init__(self, model: LanguageModel, *, rows_are_texts: bool) -> None:
-        self.model, self.rows_are_texts = model, rows_are_texts
+    def __init__(self, *, rows_are_texts: bool) -> None:
+        self.rows_are_texts = rows_are_texts
         self.at: Pass | None = None
         self.prompt: Tensor | None = None
         """Lengths of the prompts, while the model generates."""

@@ -126,8 +126,7 @@ def nnsight(model, tokens, sites):
     from nnsight import NNsight, save
 
     traced, taps = NNsight(model.hf), [model.tap(wb.Site.parse(site, model.n_layers)) for site in sites]
-    order = {path: i for i, (path, _) in enumerate(model.hf.named_modules())}
-    places = sorted({(tap.path, tap.end) for tap in taps}, key=lambda place: _called(place, order))
+    places = sorted({(tap.path, tap.end) for tap in taps}, key=_called)
 
     def run():
         kept = {}
@@ -140,7 +139,7 @@ def nnsight(model, tokens, sites):
     return run
 
 
-def _called(place, order):
+def _called(place):
     """Forward order of a llama block: attention, down projection's input, MLP, block."""
     path, _ = place
     layer = int(path.split(".")[2])

@@ -8,25 +8,15 @@ Prints one JSON object. Bounds: all identities at all layers in under 3 s; what 
 import argparse
 import json
 import statistics
-import time
-from collections.abc import Callable
 
 import torch
+from measuring import seconds
 
 import workbench as wb
 from workbench.checks.check import probe
 from workbench.verification import verify, verify_briefly
 
 ROUNDS = 7
-
-
-def seconds(work: Callable[[], object]) -> list[float]:
-    times = []
-    for _ in range(ROUNDS):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return times
 
 
 @torch.no_grad()
@@ -44,7 +34,7 @@ def main() -> None:
     }
     for work in works.values():
         work()
-    times = {name: seconds(work) for name, work in works.items()}
+    times = seconds(works, ROUNDS)
     plain = statistics.median(next(iter(times.values())))
     table = [
         {

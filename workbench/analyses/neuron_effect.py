@@ -7,7 +7,6 @@ enough value at any neuron changes what a model says, so every figure here stand
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
@@ -19,7 +18,7 @@ from tqdm.auto import tqdm
 
 from workbench.analyses.neuron_map import Side, neuron_rows
 from workbench.capturing import capture
-from workbench.errors import UnknownOption, require_one_of
+from workbench.errors import NotFinite, UnknownOption, require_one_of
 from workbench.generation import continuations, end_ids, generate_tokens
 from workbench.model import Batch, LanguageModel
 from workbench.results import Result, versions
@@ -122,6 +121,7 @@ def neuron_effect(
     """Clamp a neuron at every token of prompt and continuation, and see what becomes of the words that it speaks for.
 
     Args:
+        layer: Negative ones count from the end.
         value: What the neuron's number becomes: the up projection's output before the gate multiplies it (side `up`), the
             gate's output before the nonlinearity (`gate`), or the neuron itself (`down`). The sign of the effect of `up` is
             the gate's.
@@ -133,10 +133,12 @@ def neuron_effect(
         chat: Prompts are a user's messages, put into the chat template.
         seed: Which random neurons.
     Raises:
-        UnknownOption: if the layer has no such neuron, or not enough others; if there is no prompt, or the value is infinite.
+        LayerOutOfRange: if the model has no such layer.
+        UnknownOption: if the layer has no such neuron, or not enough others; if there is no prompt; if the model's dtype does
+            not hold the value.
         UnknownToken: if a word is no token.
-        TextTooLong, UnreadableWeight: if a prompt does not fit; if the neuron's row is quantised (name the words then).
-        NotFinite: if the clamp makes the model overflow.
+        TextTooLong, UnreadableWeight: if a prompt does not fit; if the layer's weights are quantised.
+        NotFinite: if a clamp makes the last state overflow, or its square, which norms take.
         UnknownSite, MissingWeight: if the layer has no such side, or is a mixture of experts.
     """
     import pandas as pd
@@ -149,8 +151,8 @@ def neuron_effect(
         raise UnknownOption(f"Neuron {neuron} does not exist in layer {layer}, which has {len(rows)}, counted from 0.")
     if not 1 <= n_random < len(rows):
         raise UnknownOption(f"n_random={n_random} is out of range: from 1 to {len(rows) - 1}, the layer's other neurons.")
-    if not math.isfinite(value):
-        raise UnknownOption(f"value={value} is no number to clamp to. Give a finite one.")
+    if not abs(value) <= torch.finfo(model.dtype).max:
+        raise UnknownOption(f"value={value} is no number to clamp to. Give a finite one that {model.dtype} holds.")
     prompts = list(dict.fromkeys([prompts] if isinstance(prompts, str) else prompts))
     ids = _words(model, rows[neuron], words, k)
     if not prompts or not len(ids):
@@ -159,22 +161,12 @@ def neuron_effect(
     others = torch.randperm(len(rows) - 1, generator=torch.Generator().manual_seed(seed))[:n_random]
     clamped = [neuron, *(others + (others >= neuron)).tolist()]
 
-    def put(seen: Tensor) -> Tensor:
-        # Row 0 stays as it is, row 1 has the neuron clamped, the others a random one each.
-        seen = seen.clone()
-        seen[torch.arange(1, len(seen)), :, clamped] = value
-        return seen
-
     tables, texts, usual = [], [], []
     for prompt in tqdm(prompts, desc="clamp", disable=not progress):
         one = model.tokenize(prompt, chat=chat)
         usual.append(float(capture(model, one, str(site), positions="last")[str(site)][0, 0, neuron]))
-        batch = Batch(*(part.expand(len(clamped) + 1, -1).contiguous() for part in one))
-        with edited(model, {site: put}):
-            new = generate_tokens(model, batch, max_new_tokens=max_new_tokens)
-            states = capture(model, batch, "resid_post.-1", positions="last")["resid_post.-1"][:, 0]
-        chances = model.vocabulary.logits(states).log_softmax(-1).cpu()[:, ids]
-        tables.append(_changes(model, prompt, clamped, ids, chances))
+        batch, new, chances = _clamped_runs(model, one, site, clamped, value, max_new_tokens)
+        tables.append(_changes(model, prompt, clamped, ids, chances[:, ids]))
         texts.append(
             pd.DataFrame(
                 {
@@ -200,6 +192,31 @@ def _words(model: LanguageModel, row: Tensor, words: Sequence[str | int] | str |
             raise UnknownOption(f"k={k} words were asked for. Ask for one or more.")
         return model.vocabulary.project(row[None].to(model.vocabulary.W_U.device), k=k).top_ids[0].cpu()
     return torch.tensor(list(dict.fromkeys(model.token_id(word) for word in ([words] if isinstance(words, str) else words))))
+
+
+def _clamped_runs(
+    model: LanguageModel, prompt: Batch, site: Site, clamped: list[int], value: float, max_new_tokens: int
+) -> tuple[Batch, Tensor, Tensor]:
+    """The prompt as it is in row 0, and with one neuron clamped in each row after it: the batch, the tokens that follow it,
+    and log-probabilities of the next token, `[1 + clamped, d_vocab]`.
+
+    Raises:
+        NotFinite: if a clamp makes the last state overflow, or its square.
+    """
+    batch = Batch(*(part.expand(len(clamped) + 1, -1).contiguous() for part in prompt))
+
+    def put(seen: Tensor) -> Tensor:
+        seen = seen.clone()
+        seen[torch.arange(1, len(seen)), :, clamped] = value
+        return seen
+
+    with edited(model, {site: put}):
+        states = capture(model, batch, "resid_post.-1", positions="last")["resid_post.-1"][:, 0]
+        # From 1e19 on squares overflow in float32: an RMS norm then gives zero, so that every word seems equally likely.
+        if not torch.isfinite(states.float().square().sum(-1)).all():
+            raise NotFinite(f"Clamped to {value:g} at '{site}', the last state has no finite norm. Choose a smaller value.")
+        new = generate_tokens(model, batch, max_new_tokens=max_new_tokens)
+    return batch, new, model.vocabulary.logits(states).log_softmax(-1).cpu()
 
 
 def _changes(model: LanguageModel, prompt: str, clamped: list[int], ids: Tensor, chances: Tensor) -> pd.DataFrame:

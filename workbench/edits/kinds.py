@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workbench.activations import PAIRS
+from workbench.activations import holds_pairs
 from workbench.edits.edit import Edit
 from workbench.edits.passing import Pass
 from workbench.errors import LengthMismatch, UnknownOption
@@ -122,7 +122,7 @@ class Patch(FromOtherTexts, kind="patch"):
         n_source, n_own = len(self.source_positions or ()), len(self.positions or ())
         if self.source_positions is not None and n_source != n_own:
             raise UnknownOption(f"{self!r}: {n_source} source_positions for {n_own} positions. Give one for each.")
-        if self.source_positions not in (None, self.positions) and any(site.split(".")[0] in PAIRS for site in self.values):
+        if self.source_positions not in (None, self.positions) and any(map(holds_pairs, self.values)):
             raise UnknownOption(f"{self!r}: what a token looks at from another position are other tokens. Patch the same ones.")
 
     @property
@@ -132,7 +132,7 @@ class Patch(FromOtherTexts, kind="patch"):
     def new(self, seen: Tensor, site: str, at: Pass) -> Tensor:
         source, index = self._rows(len(at.positions)), self._index(at)
         value = self.values[site][source[:, None], index]
-        if site.split(".")[0] in PAIRS:  # keys as far as the token itself are there in both runs; no others are put
+        if holds_pairs(site):  # keys as far as the token itself are there in both runs; no others are put
             keys = at.keys[:, -seen.shape[-1] :].clamp(0, value.shape[-1] - 1)
             value = value.gather(-1, keys[:, None, None].expand(*value.shape[:-1], -1))
         return _fitting(self, value, seen)

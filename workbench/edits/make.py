@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from workbench.activations import PAIRS, Activations
+from workbench.activations import Activations, holds_pairs
 from workbench.edits.edit import SELECTORS, Edit, When, indices
 from workbench.edits.kinds import Add, Clamp, Mean, Patch, ProjectOut, Replace, Resample, Scale
 from workbench.errors import NotFinite, UnknownOption, UnknownSite, require_one_of
@@ -95,7 +95,7 @@ def ablate(
         raise UnknownOption(f"ablate(to={to!r}) needs source=: other texts, captured at {site!r} (wb.capture).")
     values = {}
     for name in _named(site, source):
-        if name.split(".")[0] in PAIRS:
+        if holds_pairs(name):
             raise UnknownSite(f"Tokens of other texts have no {name!r} with the tokens of this one. Ablate it to zero.")
         real = source.kept_mask
         values[name] = source[name].detach()[real.to(source[name].device)].cpu()
@@ -126,7 +126,7 @@ def patch(
     lengths = source.mask.sum(1).tolist()
     values = {}
     for name in _named(site, source):
-        pairs = name.split(".")[0] in PAIRS
+        pairs = holds_pairs(name)
         value = source[name].detach().cpu()
         value = value.transpose(1, 2) if pairs else value
         aligned = value.new_zeros(value.shape)
