@@ -5,6 +5,7 @@ gain or a dropped bias would pass unseen.
 """
 
 import os
+from collections.abc import Iterator
 from functools import cache
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for the network; must be set before huggingface_hub is imported
@@ -15,6 +16,14 @@ from families import FAMILIES, tiny_hf, tiny_tokenizer
 
 import workbench as wb
 from workbench.embedded import DEFAULT, EMBEDDED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_run_log(tmp_path_factory) -> Iterator[None]:
+    """Verbs that tests call are never seen in the user's own log of runs."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("WORKBENCH_RUNS", str(tmp_path_factory.mktemp("runs")))
+        yield
 
 
 @pytest.fixture(params=sorted(FAMILIES))

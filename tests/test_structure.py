@@ -16,6 +16,7 @@ ROOT = Path(workbench.__file__).parent.parent
 FLOORS = [
     ["errors"],
     ["sites", "tokens", "home", "artifacts", "results", "selection", "softmax", "attention"],
+    ["run_log", "manifest", "file_differences"],
     ["projection"],
     ["vocabulary"],
     ["architectures"],

@@ -7,9 +7,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workbench.errors import BadArtifact, CannotWrite
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 
 def output_folder(path: Path, advice: str = "Name another with --out") -> Path:
@@ -54,6 +57,13 @@ def write_json(path: Path, value: Any) -> None:
     """Indented JSON with a final line break."""
     with staged(path) as beside:
         beside.write_text(json.dumps(strict(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_page(path: Path, figure: "go.Figure") -> Path:
+    """A picture as a page that works offline, the same bytes each time: plotly would draw the id of its place at random."""
+    with staged(path) as beside:
+        figure.write_html(beside, div_id="figure")
+    return path
 
 
 def strict(value: Any) -> Any:

@@ -81,6 +81,14 @@ class CannotWrite(WorkbenchError):
     """An output folder or file cannot be written."""
 
 
+class UnknownRun(WorkbenchError):
+    """No run that was recorded has this id, or several do."""
+
+
+class NotReproduced(WorkbenchError):
+    """A run that was made again gave something else than it did before, or was made of something else."""
+
+
 class BadArtifact(WorkbenchError):
     """A saved result is missing, incomplete, or of another kind than the one asked for."""
 

@@ -347,6 +347,7 @@ class LanguageModel:
             "family": self.row.model_type,
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device.type,
+            "attention": self._config._attn_implementation,
         } | ({"adapters": found} if (found := self.adapters) else {})
 
     @property

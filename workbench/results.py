@@ -29,10 +29,10 @@ class Result:
         return f"<pre>{escape(str(self))}</pre>"
 
 
-def versions() -> dict[str, str]:
-    """Versions of what a number may depend on."""
+def versions(*more: str) -> dict[str, str]:
+    """Versions of what a number may depend on, and of more packages."""
     return {"python": platform.python_version()} | {
-        package: _version(package) for package in ("mi-workbench", "torch", "transformers")
+        package: _version(package) for package in ("mi-workbench", "torch", "transformers", *more)
     }
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 KIND = "neuron map"
 PARTS = ".neuron-map-parts"
+TABLES = ("neurons.parquet", "neurons_bottom.parquet", "null.parquet", "tokens.parquet")
+"""What a map consists of, beside run.json."""
 _KEYS = ["side", "layer", "neuron", "rank"]
 
 
@@ -72,12 +74,13 @@ def token_table(tokens: list[str]) -> pd.DataFrame:
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
-    """run.json of a neuron map.
+    """run.json of a neuron map, without the record of the run that wrote it.
 
     Raises:
         BadArtifact: if there is none, or it is of another kind.
     """
     settings = read_json(folder / "run.json")
+    settings.pop("run", None)
     if settings.pop("kind", None) != KIND:
         raise BadArtifact(f"{str(folder)!r} holds another kind of result, no {KIND}. Make one with workbench map-neurons.")
     return settings

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.analyses.neuron_folder import settings_of
 from workbench.errors import BadArtifact, LayerOutOfRange, MissingWeight
+from workbench.manifest import note
 from workbench.sites import parse_layers
 from workbench.tokens import Match, fold, matching_ids, no_such_token
 
@@ -67,6 +68,7 @@ def search_folder(folder: Path, query: Query, *, bottom: bool = False) -> duckdb
         BadArtifact: if the folder holds no complete neuron map.
     """
     settings = settings_of(folder)
+    note(model={name: settings.get(name) for name in ("model", "revision", "weights_hash")})
     import duckdb
 
     try:

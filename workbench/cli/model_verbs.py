@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.options import Device, DType, Json, Model, Revision, load_model
+from workbench.cli.options import WRITTEN, Device, DType, Json, Model, Revision, load_model
 from workbench.cli.show import emit_json, say, table
 from workbench.embedded import DEFAULT as DEFAULT_MODEL
+from workbench.manifest import wrote
 
 
 def models(json: Json = False) -> None:
@@ -44,13 +45,13 @@ def verify(
     device: Device = None,
     dtype: DType = None,
     every_layer: Annotated[bool, typer.Option("--every-layer", help="A line a layer, not the worst layer alone.")] = False,
-    save: Annotated[Path | None, typer.Option(help="JSON file for all checks.")] = None,
+    save: Annotated[Path | None, typer.Option(help="JSON file for all checks."), WRITTEN] = None,
     json: Json = False,
 ) -> None:
     """Check every identity that the names of sites and weights promise, at all layers. Exit code 2 if one fails."""
     found = load_model(model, revision, device, dtype, check=False).verify()
     if save is not None:
-        found.save(save)
+        wrote(found.save(save))
     if json:
         emit_json(found.to_json())
     else:

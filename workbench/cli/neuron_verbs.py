@@ -21,6 +21,7 @@ from workbench.cli.options import (
 )
 from workbench.cli.show import emit_json, say, table
 from workbench.embedded import DEFAULT as DEFAULT_MODEL
+from workbench.manifest import note, wrote
 from workbench.tokens import shown
 
 if TYPE_CHECKING:
@@ -47,8 +48,9 @@ def map_neurons(
     json: Json = False,
 ) -> None:
     """Map MLP neurons to the words they speak for: neurons.parquet, neurons_bottom.parquet, run.json, neurons.html."""
+    from workbench.analyses.neuron_folder import TABLES
     from workbench.analyses.neuron_map import map_neurons as run
-    from workbench.artifacts import output_folder, staged
+    from workbench.artifacts import output_folder, write_page
 
     output_folder(out)
     neurons = run(
@@ -61,10 +63,11 @@ def map_neurons(
         decoder=decoder.value,
         parts=out,
     )
+    note(seed=neurons.settings["seed"])
     neurons.save(out)
+    wrote(*(out / name for name in TABLES))
     if plot:
-        with staged(out / "neurons.html") as beside:
-            neurons.plot().write_html(beside)
+        wrote(write_page(out / "neurons.html", neurons.plot()))
     if json:
         emit_json(
             {

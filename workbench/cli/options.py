@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from workbench.errors import WorkbenchError
+from workbench.manifest import note, timed
 
 Model = Annotated[
     str, typer.Option("--model", "-m", help="Embedded model, local folder or Hugging Face id.", show_default=True)
@@ -15,7 +16,9 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a h
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; where the weights are, if not given.")]
 DType = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16; as stored, if not given.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.", file_okay=True)]
+WRITTEN = "written"
+"""Marks an option that says where a verb writes, so that a replay can write elsewhere."""
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.", file_okay=True), WRITTEN]
 Layers = Annotated[str | None, typer.Option(help="7, -1, 4:8 (half-open) or 0,5,10:12; all, if not given.")]
 
 
@@ -52,7 +55,7 @@ class DecoderOption(StrEnum):
 
 
 def load_model(name: str, revision: str | None, device: str | None, dtype: str | None, *, check: bool = True):
-    """The model that the options name.
+    """The model that the options name; the record of the run says which it was.
 
     Raises:
         WorkbenchError: also for a dtype or device that does not exist here.
@@ -64,4 +67,7 @@ def load_model(name: str, revision: str | None, device: str | None, dtype: str |
     if dtype not in (None, "float32", "bfloat16", "float16"):
         raise WorkbenchError(f"--dtype {dtype!r} is not known. Use float32, bfloat16 or float16.")
     chosen = None if dtype is None else getattr(torch, dtype)
-    return workbench.load(name, revision=revision, device=device, dtype=chosen, check=check)
+    with timed("load_model"):
+        loaded = workbench.load(name, revision=revision, device=device, dtype=chosen, check=check)
+    note(model=loaded.provenance)
+    return loaded

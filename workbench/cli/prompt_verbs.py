@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.options import Device, DType, Json, Model, Revision, SideOption, load_model
+from workbench.cli.options import WRITTEN, Device, DType, Json, Model, Revision, SideOption, load_model
 from workbench.cli.show import emit_json, say
 from workbench.embedded import DEFAULT as DEFAULT_MODEL
+from workbench.manifest import file_hash, note, wrote
 
 Prompt = Annotated[str, typer.Option("--prompt", "-p", help="The text that the model goes on from.")]
 Edits = Annotated[Path | None, typer.Option(help="JSON file of edits, as wb.save_edits writes it.")]
@@ -59,6 +60,7 @@ def generate(
 
     chosen = _edits(edits)
     loaded = load_model(model, revision, device, dtype)
+    note(seed=seed)
     options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "chat": chat}
     before = loaded.generate(prompt, **options)
     with intervene(loaded, *chosen):
@@ -86,7 +88,7 @@ def clamp(
     max_new_tokens: NewTokens = 20,
     chat: Annotated[bool, typer.Option("--chat", help="Prompts are a user's messages in the chat template.")] = False,
     seed: Annotated[int, typer.Option(help="Which random neurons.")] = 0,
-    plot: Annotated[Path | None, typer.Option(help="HTML file for the picture.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="HTML file for the picture."), WRITTEN] = None,
     model: Model = DEFAULT_MODEL,
     revision: Revision = None,
     device: Device = None,
@@ -95,11 +97,12 @@ def clamp(
 ) -> None:
     """Clamp a neuron: its words' probabilities and the continuation before and after, next to the same clamp on random ones."""
     from workbench.analyses.neuron_effect import neuron_effect
-    from workbench.artifacts import output_folder, staged
+    from workbench.artifacts import output_folder, write_page
 
     if plot is not None:
         output_folder(plot.parent, "Name another place with --plot")
     layer, index = _layer_and_neuron(neuron)
+    note(seed=seed)
     loaded = load_model(model, revision, device, dtype)
     found = neuron_effect(
         loaded, layer, index, prompt, value=value, side=side.value, words=[_token(one) for one in word] if word else None,
@@ -112,15 +115,18 @@ def clamp(
     else:
         print(str(found).rpartition("\n")[0])
     if plot is not None:
-        with staged(plot) as beside:
-            found.plot().write_html(beside)
+        wrote(write_page(plot, found.plot()))
         say(f"\nWritten to {plot}.")
 
 
 def _edits(path: Path | None) -> list:
     from workbench.edits.files import load_edits
 
-    return [] if path is None else load_edits(path)
+    if path is None:
+        return []
+    edits = load_edits(path)
+    note(edits=file_hash(path))
+    return edits
 
 
 def _token(text: str) -> str | int:
