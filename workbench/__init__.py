@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from workbench.analyses.neuron_map import map_neurons as map_neurons
     from workbench.analyses.scan import scan as scan
     from workbench.capturing import capture as capture
+    from workbench.corpus.corpus import Corpus as Corpus
     from workbench.edits.files import load_edits as load_edits
     from workbench.edits.files import save_edits as save_edits
     from workbench.edits.make import ablate as ablate
@@ -29,10 +30,15 @@ if TYPE_CHECKING:
     from workbench.model import LanguageModel as LanguageModel
     from workbench.model_files import models as models
     from workbench.sites import Site as Site
+    from workbench.store.store import ActivationStore as ActivationStore
+    from workbench.store.write import capture_to_store as capture_to_store
+    from workbench.streaming.stream import stream as stream
     from workbench.vocabulary import Vocabulary as Vocabulary
 
 _HOMES = {
+    "ActivationStore": "workbench.store.store",
     "Attribution": "workbench.analyses.logit_attribution",
+    "Corpus": "workbench.corpus.corpus",
     "HeadScores": "workbench.analyses.head_scores",
     "LanguageModel": "workbench.model",
     "NeuronMap": "workbench.analyses.neuron_map",
@@ -43,6 +49,7 @@ _HOMES = {
     "activation_patching": "workbench.analyses.activation_patching",
     "add": "workbench.edits.make",
     "capture": "workbench.capturing",
+    "capture_to_store": "workbench.store.write",
     "clamp": "workbench.edits.make",
     "head_scores": "workbench.analyses.head_scores",
     "intervene": "workbench.intervention",
@@ -58,6 +65,7 @@ _HOMES = {
     "save_edits": "workbench.edits.files",
     "scale": "workbench.edits.make",
     "scan": "workbench.analyses.scan",
+    "stream": "workbench.streaming.stream",
 }
 """Public names and where they live. They are resolved when first used (PEP 562): importing torch takes a second."""
 

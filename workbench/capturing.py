@@ -1,6 +1,6 @@
 """What a model computes at its sites: run it, keep the tensors, and end the pass after the last of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -18,6 +18,10 @@ from workbench.tracer import Place, edited, is_edited
 Positions = str | int | Sequence[int] | Tensor
 """Which tokens: `all`, the `last` real one of each row, an index or several among a row's real tokens (negative: from its end),
 or a mask `[batch, pos]` with equally many tokens in each row."""
+
+
+Select = Callable[[Place, Tensor], Tensor]
+"""What to keep of the tensor at a place."""
 
 
 class _Complete(Exception):
@@ -80,7 +84,7 @@ def capture(
         kept = {place: select.of(place, value) for place, value in seen.items()}
     else:
         keep_pages()
-        with keeping(model, wanted, to_the_end=logits or gradients, gradients=gradients, select=select) as kept:
+        with keeping(model, wanted, to_the_end=logits or gradients, gradients=gradients, select=select.of) as kept:
             found = model.forward(batch)
     values = {str(place): kept[place] for place in wanted if place in kept}
     for path in modules:
@@ -100,9 +104,11 @@ def keeping(
     *,
     to_the_end: bool = False,
     gradients: bool = False,
-    select: "_Selection | None" = None,
+    select: Select | None = None,
 ) -> Iterator[dict[Any, Tensor]]:
     """While open, forward passes put the tensors at the places into the dict, and end after the last, unless `to_the_end`.
+
+    The dict holds what `select` makes of each, called from the hook; the tensors themselves, if it is None.
 
     Raises:
         UnknownSite: if the model does not have a site.
@@ -144,12 +150,12 @@ class _Keeper(NamedTuple):
     last: int | None
     """How many are to be kept before the pass may end."""
     gradients: bool = False
-    select: _Selection | None = None
+    select: Select | None = None
 
     def __call__(self, value: Tensor) -> Tensor:
         if self.gradients:
             value = value.clone()  # a tensor of its own in the graph: a view beside it would have no gradient
-        self.kept[self.place] = value if self.select is None else self.select.of(self.place, value)
+        self.kept[self.place] = value if self.select is None else self.select(self.place, value)
         if len(self.kept) == self.last:
             raise _Complete
         return value

@@ -49,6 +49,14 @@ class TextTooLong(WorkbenchError):
     """A text of more tokens than the model's context."""
 
 
+class BadCorpus(WorkbenchError):
+    """A corpus that does not exist, cannot be read as text, or holds none."""
+
+
+class OutOfMemory(WorkbenchError):
+    """Memory ran out, and there is nothing left to make smaller."""
+
+
 class LengthMismatch(WorkbenchError):
     """Texts of different numbers of tokens, or batches of different size, where one's positions must be the other's."""
 
@@ -79,6 +87,14 @@ class PullFailed(WorkbenchError):
 
 class CannotWrite(WorkbenchError):
     """An output folder or file cannot be written."""
+
+
+class FolderInUse(WorkbenchError):
+    """Another job is writing to the folder."""
+
+
+class OtherJob(WorkbenchError):
+    """The folder holds what a job of other settings, another model or another corpus wrote."""
 
 
 class UnknownRun(WorkbenchError):

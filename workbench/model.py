@@ -263,7 +263,7 @@ class LanguageModel:
         """
         require_one_of("padding_side", padding_side, ("left", "right"))
         texts = [texts] if isinstance(texts, str) else list(texts)
-        rows = [self._ids(text, bos, chat) for text in texts]
+        rows = self.token_ids(texts, bos=bos, chat=chat)
         for i, row in enumerate(rows):
             if not row:
                 raise WorkbenchError(f"Text {i} is empty: it gives no token. Give it at least one word.")
@@ -278,21 +278,40 @@ class LanguageModel:
             tokens[i, real], mask[i, real] = torch.tensor(row), True
         return Batch(tokens.to(self.device), mask.to(self.device))
 
-    def _ids(self, text: str, bos: bool | None, chat: bool) -> list[int]:
+    def token_ids(self, texts: Sequence[str], *, bos: bool | None = None, chat: bool = False) -> list[list[int]]:
+        """Token ids of each text as they are: of any length, not padded; none for an empty text, unless bos is True.
+
+        Raises:
+            UnknownOption: as `tokenize`.
+        """
         if chat:
             if not self.tokenizer.chat_template:
                 raise UnknownOption(f"The tokenizer of {self.name!r} has no chat template. Leave chat out, or write the turns.")
-            message = [{"role": "user", "content": text}]
-            text = str(self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
-        ids: Any = self.tokenizer(text, add_special_tokens=not chat)["input_ids"]  # a template brings its own
+            turns = [[{"role": "user", "content": text}] for text in texts]
+            texts = [
+                str(self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)) for turn in turns
+            ]
+        if not texts:
+            return []
+        # A template brings its own special tokens. verbose=False: lengths are looked at here, and refused by name.
+        rows: Any = self.tokenizer(list(texts), add_special_tokens=not chat, verbose=False)["input_ids"]
         if bos is None:
-            return ids
+            return rows
+        first = self.bos_id
+        kept = [row[next((i for i, token in enumerate(row) if token != first), len(row)) :] for row in rows]
+        return [[first, *row] for row in kept] if bos else kept
+
+    @property
+    def bos_id(self) -> int:
+        """The id of the token of beginnings.
+
+        Raises:
+            UnknownOption: if the tokenizer has none.
+        """
         first: Any = self.tokenizer.bos_token_id
         if first is None:
             raise UnknownOption(f"The tokenizer of {self.name!r} has no token of beginnings. Leave bos out.")
-        while ids[:1] == [first]:
-            ids = ids[1:]
-        return [first, *ids] if bos else ids
+        return first
 
     def _require_room(self, what: str, length: int) -> None:
         """

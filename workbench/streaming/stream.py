@@ -1,0 +1,330 @@
+"""A corpus through a model: activations of its real tokens, batch after batch, whatever the corpus's length."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from workbench.activations import MASSIVE as MASSIVE_TIMES
+from workbench.activations import PAIRS
+from workbench.capturing import keeping
+from workbench.corpus.corpus import EARLY_UNTIL, MASSIVE, ORDINARY, STRATA, Corpus, Row, Tally
+from workbench.errors import OutOfMemory, UnknownSite
+from workbench.heap import keep_pages
+from workbench.model import LanguageModel
+from workbench.sites import Site, parse_sites
+from workbench.streaming.batches import WINDOW, Tokens, batch_of, batched, fitting, padded_tokens, tokens_of
+from workbench.streaming.flat import Flat
+from workbench.streaming.plan import Plan, peak_memory
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger(__name__)
+
+BATCH_TOKENS = {"cuda": 8192, "cpu": 2048}
+"""Tokens of a batch, by the kind of device."""
+
+
+class Limit(NamedTuple):
+    """From this row of this batch on, a pass has no more tokens than this: memory had run out."""
+
+    batch: int
+    row: int
+    tokens: int
+
+
+@dataclass
+class StreamState:
+    """What a stream found while it ran, and another one of the same corpus needs to do the very same."""
+
+    median_norm: float | None = None
+    """Of the tokens of the first batch at `massive_at`."""
+    limits: list[Limit] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> StreamState:
+        return cls(saved["median_norm"], [Limit(**limit) for limit in saved["limits"]])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TokenBatch(Mapping[str, Tensor]):
+    """Activations of some tokens: `batch["resid_post.3"]` is `[token, d_model]`, real tokens alone, row after row."""
+
+    model: LanguageModel
+    index: int
+    """Of the batch in the stream; parts of one that was halved have the same."""
+    tensors: dict[str, Tensor]
+    tokens: Tokens
+    """Id, document, offset, row, position and stratum of each token."""
+    documents: dict[int, str]
+    """The documents' own names, by ordinal."""
+
+    def __getitem__(self, site: str) -> Tensor:
+        return self.tensors[site if site in self.tensors else str(Site.parse(site, self.model.n_layers))]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __repr__(self) -> str:
+        return f"TokenBatch({self.tokens.n} tokens, {', '.join(self.tensors)})"
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row a token: document_id, document, offset, row, pos, token_id, token, stratum."""
+        import pandas as pd
+
+        own = self.tokens
+        return pd.DataFrame(
+            {
+                "document_id": [self.documents[i] for i in own.document.tolist()], "document": own.document,
+                "offset": own.offset, "row": own.row, "pos": own.pos, "token_id": own.token_id,
+                "token": [self.model.token_strings[i] for i in own.token_id.tolist()],
+                "stratum": pd.Categorical.from_codes(own.stratum, categories=list(STRATA)),
+            }
+        )  # fmt: skip
+
+
+class Stream:
+    """An iterable of `TokenBatch`es; each iteration runs the model over the corpus anew, and gives the same."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        corpus: Corpus,
+        sites: Sequence[Site],
+        *,
+        batch_tokens: int,
+        dtype: torch.dtype | None,
+        device: torch.device,
+        massive_at: Site | None,
+        progress: bool,
+        state: StreamState,
+    ) -> None:
+        self.model, self.corpus, self.sites = model, corpus, tuple(sites)
+        self.batch_tokens, self.dtype, self.device, self.massive_at = batch_tokens, dtype, device, massive_at
+        self.progress, self.state = progress, state
+        self._special = np.array(sorted(model.tokenizer.all_special_ids), np.int32)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides what the stream gives."""
+        return self.corpus.settings | {
+            "sites": [str(site) for site in self.sites], "batch_tokens": self.batch_tokens, "window": WINDOW,
+            "kept_dtype": str(self.dtype or self.model.dtype).removeprefix("torch."),
+            "massive_at": None if self.massive_at is None else str(self.massive_at),
+        }  # fmt: skip
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes that all sites together keep of a token."""
+        size = (self.dtype or self.model.dtype).itemsize
+        return sum(size * math.prod(self.shape(site)) for site in self.sites)
+
+    def plan(self) -> Plan:
+        """Read the corpus once, run the model on the first batch, the longest of its window, and say what the whole will take.
+
+        Raises:
+            BadCorpus: if there is no text in the corpus.
+        """
+        tally, padded, batches = Tally(), 0, 0
+        first: list[Row] = []
+        for rows in batched(tally.of(self.corpus.rows(self.model)), self.batch_tokens):
+            first = first or rows
+            padded, batches = padded + padded_tokens(rows), batches + 1
+        started = time.perf_counter()
+        for _ in self._run([(0, first)], StreamState()):
+            pass
+        seconds = time.perf_counter() - started
+        count = tally.count
+        return Plan(
+            documents=count.documents, rows=count.rows, tokens=count.tokens, tokens_hash=count.tokens_hash,
+            padding=round(1 - count.tokens / padded, 4), batches=batches, bytes=count.tokens * self.bytes_per_token,
+            seconds=round(seconds * padded / padded_tokens(first), 1), peak_memory_bytes=peak_memory(self.model.device),
+        )  # fmt: skip
+
+    def __iter__(self) -> Iterator[TokenBatch]:
+        return self.batches()
+
+    def batches(self, start: int = 0, total: int | None = None) -> Iterator[TokenBatch]:
+        """Batches from one on; the ones before are read, but not run.
+
+        Args:
+            total: Tokens of the corpus, for the progress bar, if they were counted.
+        Raises:
+            BadCorpus: if there is no text in the corpus.
+            NotFinite: if a site holds NaN or infinity.
+            OutOfMemory: if not even a single row fits.
+        """
+        numbered, skipped = enumerate(batched(self.corpus.rows(self.model), self.batch_tokens)), 0
+        for index, rows in numbered:
+            if index == start:
+                numbered = chain([(index, rows)], numbered)
+                break
+            skipped += sum(map(len, rows))
+        hidden = not self.progress
+        with tqdm(total=total, initial=skipped, desc="stream", unit="token", unit_scale=True, disable=hidden) as bar:
+            for batch in self._run(numbered, self.state):
+                yield batch
+                bar.update(batch.tokens.n)
+
+    def after(self, token: int, total: int) -> Iterator[tuple[TokenBatch, int]]:
+        """Batches from the one on that holds the token of this ordinal, with where in a batch the first wanted one stands."""
+        start, before = 0, 0
+        for rows in batched(self.corpus.rows(self.model), self.batch_tokens) if token else ():
+            if before + (n := sum(map(len, rows))) > token:
+                break
+            start, before = start + 1, before + n
+        for batch in self.batches(start, total):
+            yield batch, max(0, min(token - before, batch.tokens.n))
+            before += batch.tokens.n
+
+    def shape(self, site: Site) -> tuple[int, ...]:
+        """Of a token's tensor there."""
+        axes = self.model.axes(site)
+        return tuple(size for axis, size in axes.items() if axis not in ("batch", "pos") and size is not None)
+
+    def _run(self, numbered: Iterable[tuple[int, list[Row]]], state: StreamState) -> Iterator[TokenBatch]:
+        """A GPU is given the next pass before the one before it is waited for."""
+        keep_pages()
+        ahead = 1 if self.model.device.type == "cuda" else 0
+        running: deque[_Pass] = deque()
+        for index, rows in numbered:
+            for one in self._passes(index, rows, state):
+                running.append(one)
+                if len(running) > ahead:
+                    yield self._finished(running.popleft(), state)
+        while running:
+            yield self._finished(running.popleft(), state)
+
+    def _passes(self, index: int, rows: list[Row], state: StreamState) -> Iterator[_Pass]:
+        """One pass through the model with all rows; or several with fewer, where memory ran out."""
+        done = 0
+        while done < len(rows):
+            budget = min([limit.tokens for limit in state.limits if (limit.batch, limit.row) <= (index, done)], default=None)
+            part = rows[done:] if budget is None else rows[done : done + fitting(rows[done:], budget)]
+            if (one := self._tried(index, part)) is not None:
+                yield one
+                done += len(part)
+                continue
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            if len(part) == 1:
+                raise OutOfMemory(
+                    f"Memory ran out with a single row of {len(part[0])} tokens and {len(self.sites)} sites. Give the corpus a "
+                    "shorter length, ask for fewer sites, or load the model in a smaller dtype."
+                )
+            state.limits.append(Limit(index, done, padded_tokens(part) // 2))
+            log.warning("Memory ran out in batch %d: from here on %d tokens at once.", index, state.limits[-1].tokens)
+
+    def _tried(self, index: int, rows: list[Row]) -> _Pass | None:
+        """A pass that was started; None if memory ran out."""
+        batch = batch_of(rows, self.model)
+        flat = Flat(batch, self.dtype, self.device, self.massive_at, frozenset(self.sites))
+        places = dict.fromkeys(self.sites if self.massive_at is None else [*self.sites, self.massive_at])
+        try:
+            with keeping(self.model, list(places), select=flat) as kept:
+                self.model.forward(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            error.__traceback__ = None  # it holds the frames of the pass, and they its tensors
+            return None
+        return _Pass(index, rows, flat, {site: kept[site] for site in self.sites})
+
+    def _finished(self, one: _Pass, state: StreamState) -> TokenBatch:
+        one.flat.finish(one.kept)
+        tokens = tokens_of(one.rows, self._special)
+        if (norms := one.flat.norms) is not None:
+            found = norms.cpu().numpy()
+            if state.median_norm is None:
+                later = tokens.pos >= EARLY_UNTIL
+                state.median_norm = float(np.median(found[later] if later.any() else found))
+            massive = (tokens.stratum == ORDINARY) & (found > MASSIVE_TIMES * state.median_norm)
+            tokens = tokens._replace(stratum=np.where(massive, np.int8(MASSIVE), tokens.stratum))
+        names = {ordinal: name for row in one.rows for ordinal, name in row.ids.items()}
+        return TokenBatch(self.model, one.index, {str(site): one.kept[site] for site in self.sites}, tokens, names)
+
+
+class _Pass(NamedTuple):
+    """A pass whose tensors may still be on their way."""
+
+    index: int
+    rows: list[Row]
+    flat: Flat
+    kept: dict[Site, Tensor]
+
+
+def stream(
+    model: LanguageModel,
+    corpus: Corpus | Any,
+    sites: str | Sequence[str],
+    *,
+    batch_tokens: int | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    massive_at: str | None = "middle",
+    progress: bool = True,
+    state: StreamState | None = None,
+) -> Stream:
+    """Run a model over a corpus and give the activations of its real tokens, batch after batch.
+
+    Batches hold rows of like length, longest first in each window of 1,024 rows. When memory runs out, what is left of a batch
+    is halved, and so are all batches after it. Memory does not depend on the corpus's length.
+
+    Args:
+        corpus: A `Corpus`, or what one is made of.
+        sites: As `parse_sites` reads them.
+        batch_tokens: Tokens of a batch at most, padding included: 2,048 on a CPU, 8,192 on a GPU, if None.
+        dtype, device: Of what is kept; as the model has it, if None. From a GPU to the CPU copies run beside the model, into
+            pinned memory.
+        massive_at: The site where a state of over 10 times the median norm makes a token massive (Sun et al. 2024, arXiv
+            2402.17762); `middle` is `resid_post` of the middle layer, to which a pass goes on for it. None: no token is.
+            The median is that of the first batch, from its fifth positions on.
+        state: What an earlier stream over the same corpus found (halved batches, median norm), to repeat it exactly.
+    Returns:
+        An iterable of `TokenBatch`, with `.plan()`.
+    Raises:
+        UnknownSite: for a site that the model does not have, or whose tensors are no rows of tokens (attention pairs).
+    """
+    parsed = parse_sites([sites] if isinstance(sites, str) else sites, model.n_layers)
+    if not parsed:
+        raise UnknownSite("No site was asked for. Name some, such as 'resid_post.3'.")
+    for site in parsed:
+        model.tap(site)
+        if site.name in PAIRS:
+            raise UnknownSite(f"Site '{site}' holds pairs of tokens, of another width in every batch. Use wb.capture.")
+    if massive_at == "middle":
+        massive_at = f"resid_post.{model.n_layers // 2}"
+    return Stream(
+        model,
+        corpus if isinstance(corpus, Corpus) else Corpus(corpus),
+        parsed,
+        batch_tokens=BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cpu"]) if batch_tokens is None else batch_tokens,
+        dtype=dtype,
+        device=model.device if device is None else torch.device(device),
+        massive_at=None if massive_at is None else Site.parse(massive_at, model.n_layers),
+        progress=progress,
+        state=StreamState() if state is None else state,
+    )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator: can't allocate" in str(error)
