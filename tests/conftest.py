@@ -12,7 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for the network; must be s
 
 import pytest
 import torch
-from families import FAMILIES, tiny_hf, tiny_tokenizer
+from families import FAMILIES, REPRESENTATIVE, tiny_hf, tiny_tokenizer
 
 import workbench as wb
 from workbench.embedded import DEFAULT, EMBEDDED
@@ -32,6 +32,13 @@ def family(request) -> str:
     return request.param
 
 
+by_trait = pytest.mark.parametrize(
+    "family",
+    [name if name in REPRESENTATIVE else pytest.param(name, marks=pytest.mark.slow) for name in sorted(FAMILIES)],
+)
+"""For tests that run the same lines for families of the same traits: only `make test-all` tries those that repeat others."""
+
+
 @pytest.fixture
 def tiny(family: str) -> wb.LanguageModel:
     """A tiny random model of the family, the same for all tests. Do not change its weights."""
@@ -40,7 +47,7 @@ def tiny(family: str) -> wb.LanguageModel:
 
 @cache
 def _unchanged(family: str) -> wb.LanguageModel:
-    return tiny_model(family)
+    return tiny_model(family, check=False)  # test_verification checks every one
 
 
 @pytest.fixture(scope="session")

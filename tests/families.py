@@ -112,6 +112,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 """Name, model type and config: every row of `workbench.architectures.families`, with the variants that change its parts."""
 
+REPRESENTATIVE = frozenset({
+    "bloom", "deepseek_v3", "falcon 40b", "falcon 7b", "falcon rw", "gemma2", "gpt2", "gpt_oss", "gptj", "granitemoe",
+    "lfm2", "llama biases", "llama4_text", "nemotron", "olmo clipped", "olmo2", "opt", "phi3", "qwen2_moe",
+})  # fmt: skip
+"""Families that between them have every trait that hooks, edits and analyses meet: `test_families.py` says which those are."""
+
 
 def tiny_hf(family: str, *, seed: int = 0, **options: Any) -> PreTrainedModel:
     """A fresh model whose every parameter is random."""

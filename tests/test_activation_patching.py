@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from conftest import by_trait
 
 import workbench as wb
 from workbench.errors import LengthMismatch, UnknownOption, UnknownSite, UnknownToken
 
 
+@by_trait
 def test_each_patch_is_the_one_made_by_hand(tiny):
     layers = [layer for layer in range(tiny.n_layers) if tiny.row.block(layer).attn is not None]
     sites = ("resid_pre", "attn_out", "mlp_out", "z")

@@ -6,7 +6,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import by_trait, tiny_model
 from families import tiny_hf
 
 import workbench as wb
@@ -100,6 +100,7 @@ def test_dtype_and_logits(llama):
     assert wb.capture(llama, TEXTS, "resid_post.0").logits is None
 
 
+@by_trait
 def test_gradients_are_what_small_changes_do(tiny):
     """At every site that can be written: a step along the gradient changes the number by the gradient's length."""
     batch = tiny.tokenize("a dog")
@@ -183,6 +184,7 @@ def test_what_was_captured_is_freed_with_its_last_name(llama):
         gc.enable()
 
 
+@by_trait
 def test_looking_inside_attention_leaves_the_model_as_it_was(tiny):
     if all(site.name not in INSIDE for site in sites_of(tiny)):
         return

@@ -206,7 +206,7 @@ def test_a_wrong_option_is_exit_code_2():
 
 
 def test_ctrl_c_leaves_no_half_written_file_and_the_job_goes_on(smollm, tmp_path):
-    arguments = ["map-neurons", "--layers", "0:4", "--out", str(tmp_path), "--no-plot"]
+    arguments = ["map-neurons", "--layers", "0:2", "--out", str(tmp_path), "--no-plot"]
     heeds = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite in the background ignores Ctrl-C
     job = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=heeds)
     while not list(tmp_path.glob(".neuron-map-parts/*-up-0.safetensors")):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import by_trait, tiny_model
 from families import tiny_hf, tiny_tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
@@ -115,6 +115,7 @@ def test_scores_of_texts_are_those_of_hugging_faces_own_patterns(llama):
             assert row["entropy_nats"] == pytest.approx(np.mean(entropies), rel=1e-4)
 
 
+@by_trait
 def test_every_family(tiny, family):
     if family == "falcon rw":
         with pytest.raises(UnknownSite, match=r"Site 'pattern.0' does not exist in 'falcon': .* adds its position bias twice"):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import by_trait
 
 import workbench as wb
 from workbench.attention import INSIDE
@@ -23,6 +24,7 @@ def logits_with(model, batch, *edits):
         return model.forward(batch)
 
 
+@by_trait
 def test_an_edit_that_changes_nothing_changes_no_bit(tiny):
     """Scaling by 1, putting back what stands there, and patching a run with itself, at every site."""
     batch = tiny.tokenize(TEXTS, padding_side="left")
@@ -35,6 +37,7 @@ def test_an_edit_that_changes_nothing_changes_no_bit(tiny):
     assert torch.equal(logits_with(tiny, batch, *(wb.patch(str(site), acts) for site in sites)), clean)
 
 
+@by_trait
 def test_an_edit_that_changes_nothing_inside_attention_is_eager_attention_alone(tiny):
     batch = tiny.tokenize(TEXTS)
     sites = [str(site) for site in writable(tiny) if site.name in INSIDE]
@@ -148,6 +151,7 @@ def test_resampling_draws_every_token_as_often():
     assert max((rows[0] == rows[i]).double().mean() for i in range(1, 8)) < 0.15  # a 16th is expected
 
 
+@by_trait
 def test_patching_everything_restores_the_clean_logits_bitwise(tiny):
     """Equal lengths, and the last state of another text: nothing passes it by."""
     clean, corrupted = tiny.tokenize(["a dog", "a cat"]), tiny.tokenize(["b dog", "b tac"])
@@ -203,6 +207,7 @@ def generated(model, batch, *edits, n=4):
     return found.sequences, torch.stack(found.logits, 1)
 
 
+@by_trait
 def test_an_edit_inside_generate_is_the_edit_of_the_whole_text(tiny):
     """With a cache, token by token, and without one, at once: for prompt, new tokens and both."""
     from workbench.model import Batch

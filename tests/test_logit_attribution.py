@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import by_trait, tiny_model
 from families import tiny_hf
 
 import workbench as wb
@@ -27,6 +27,7 @@ def one(attribution, name):
     return value
 
 
+@by_trait
 @pytest.mark.parametrize("by", ["component", "head", "neuron", "source"])
 def test_contributions_sum_to_hugging_faces_own_logit(tiny, family, by):
     if family == "falcon rw" and by == "source":
@@ -283,6 +284,7 @@ def test_it_prints_sums_by_layer_and_draws(llama):
     assert len(wb.logit_attribution(llama, TEXT).plot(5).data[0].x) == 5
 
 
+@by_trait
 @pytest.mark.parametrize("by", ["source", "neuron"])
 def test_what_edits_put_into_the_stream_has_rows_of_its_own(tiny, by):
     """Inside a block of edits the rows sum to the edited model's logit, and the edits' rows are what no part gave."""

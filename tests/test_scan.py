@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from conftest import by_trait
 
 import workbench as wb
 from workbench.errors import UnknownToken
 
 
+@by_trait
 def test_it_says_what_the_model_says(tiny):
     found = wb.scan(tiny, "a dog", k=4)
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import by_trait
 from families import LAYERS, tiny_hf, tiny_tokenizer
 
 import workbench as wb
@@ -24,12 +25,13 @@ def test_streams_are_hugging_faces_hidden_states(tiny):
     torch.testing.assert_close(acts["ln_final"][batch.mask], states[-1][batch.mask])  # the last one is after the norm
 
 
+@by_trait
 def test_heads_mix_values_by_the_pattern(family):
     """z = pattern v, with the pattern that Hugging Face's own eager attention gives."""
     if family == "falcon rw":
         pytest.skip("Hugging Face's eager Falcon adds its position bias twice; the self-check moves its heads instead")
     hf = tiny_hf(family, attn_implementation="eager")
-    tiny = wb.load(hf, tokenizer=tiny_tokenizer())
+    tiny = wb.load(hf, tokenizer=tiny_tokenizer(), check=False)
     batch = tiny.tokenize(["a dog and a cat"])
     having = [layer for layer in range(LAYERS) if tiny.row.block(layer).attn is not None]
     acts = wb.capture(tiny, batch, [f"{name}.{layer}" for layer in having for name in "zv"])
@@ -66,6 +68,7 @@ def test_hooks_go_even_when_the_pass_fails(llama):
     assert hooks() == before
 
 
+@by_trait
 def test_an_edit_lands_at_its_site_and_nowhere_before(tiny):
     batch = tiny.tokenize("a dog")
 
@@ -90,6 +93,7 @@ def test_an_edit_lands_at_its_site_and_nowhere_before(tiny):
     assert torch.equal(captured(after), clean[after])
 
 
+@by_trait
 def test_replacing_the_stream_replaces_what_follows(tiny):
     """Writing the last state of one text into another gives the other's logits: nothing passes the site by."""
     a, b = tiny.tokenize("a dog"), tiny.tokenize("b cat")
@@ -101,6 +105,7 @@ def test_replacing_the_stream_replaces_what_follows(tiny):
         torch.testing.assert_close(patched, tiny.forward(a))
 
 
+@by_trait
 def test_capturing_is_the_same_in_a_batch_and_alone(tiny):
     both = tiny.tokenize(["a dog and", "a cat"], padding_side="left")
     alone = Batch(both.tokens[1:, -int(both.mask[1].sum()) :], both.mask[1:, -int(both.mask[1].sum()) :])

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import by_trait, tiny_model
 from families import FAMILIES, LAYERS, tiny_hf, tiny_tokenizer
 from torch import nn
 
@@ -16,20 +16,11 @@ from workbench.errors import CannotWrite, UnreadableWeight, VerificationFailed
 from workbench.verification import THROUGH, TOLERANCE
 
 
-def test_every_identity_holds(tiny):
+def test_every_identity_holds_at_each_layer_that_has_it(tiny):
     found = tiny.verify()
     assert found.passed, str(found)
     assert (found.table["verdict"] == "ok").all(), str(found)
-
-
-def test_every_identity_holds_in_bfloat16(family):
-    found = tiny_model(family, dtype=torch.bfloat16, check=False).verify()
-    assert (found.table["verdict"] == "ok").all(), str(found)
-    assert set(found.table["tolerance"]) == {TOLERANCE[torch.bfloat16], THROUGH[torch.bfloat16]}
-
-
-def test_each_identity_is_tried_at_each_layer_that_has_it(tiny):
-    per_layer = tiny.verify().table.dropna(subset="layer").groupby("identity").size()
+    per_layer = found.table.dropna(subset="layer").groupby("identity").size()
     blocks = [tiny.row.block(layer) for layer in range(LAYERS)]
     expected = {
         "resid_post = next resid_pre": LAYERS - 1,
@@ -48,8 +39,21 @@ def test_each_identity_is_tried_at_each_layer_that_has_it(tiny):
     assert {identity: int(per_layer.get(identity, 0)) for identity in expected} == expected
 
 
+@by_trait
+def test_every_identity_holds_in_bfloat16(family):
+    found = tiny_model(family, dtype=torch.bfloat16, check=False).verify()
+    assert (found.table["verdict"] == "ok").all(), str(found)
+    assert set(found.table["tolerance"]) == {TOLERANCE[torch.bfloat16], THROUGH[torch.bfloat16]}
+
+
 def test_the_real_model_verifies(smollm):
     assert (smollm.verify().table["verdict"] == "ok").all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_the_real_model_verifies_in_other_dtypes(smollm, dtype):
+    assert wb.load(dtype=dtype).verify().passed
 
 
 def test_the_result_says_what_was_checked(llama, tmp_path):
@@ -140,7 +144,7 @@ def with_lie(model: wb.LanguageModel, where: str, changes: dict) -> wb.LanguageM
 
 @pytest.mark.parametrize(("family", "where", "changes", "identity"), [lie[1:] for lie in LIES], ids=[lie[0] for lie in LIES])
 def test_a_row_that_lies_is_caught(family, where, changes, identity):
-    found = with_lie(tiny_model(family), where, changes).verify()
+    found = with_lie(tiny_model(family, check=False), where, changes).verify()
     assert identity in set(found.table.query("verdict == 'fails'")["identity"]), str(found)
     with pytest.raises(VerificationFailed, match=r"does not behave as its family .* promises: "):
         found.require()
@@ -168,7 +172,7 @@ def with_experts(model: wb.LanguageModel, **changes) -> wb.LanguageModel:
     ],
 )
 def test_experts_that_lie_are_caught(family, changes, identity):
-    found = with_experts(tiny_model(family), **changes).verify()
+    found = with_experts(tiny_model(family, check=False), **changes).verify()
     assert identity in set(found.table.query("verdict == 'fails'")["identity"]), str(found)
 
 
@@ -362,11 +366,10 @@ def test_dead_neurons_are_unchecked():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
-def test_other_dtypes(dtype, smollm):
+def test_other_dtypes(dtype):
     for family in ("llama", "gpt_neox", "olmo2"):
         found = tiny_model(family, dtype=dtype).verify()
         assert (found.table["verdict"] == "ok").all(), str(found)
-    assert wb.load(dtype=dtype).verify().passed
 
 
 def test_weights_that_cannot_be_read_are_said_to_be_unchecked():
