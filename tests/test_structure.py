@@ -15,7 +15,7 @@ ROOT = Path(workbench.__file__).parent.parent
 
 FLOORS = [
     ["errors"],
-    ["sites", "tokens", "home", "artifacts", "results", "selection", "softmax", "attention"],
+    ["sites", "tokens", "home", "artifacts", "results", "selection", "softmax", "attention", "unit_statistics"],
     ["run_log", "manifest", "file_differences"],
     ["projection"],
     ["vocabulary"],

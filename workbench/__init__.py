@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from workbench.analyses.neuron_map import NeuronMap as NeuronMap
     from workbench.analyses.neuron_map import map_neurons as map_neurons
     from workbench.analyses.scan import scan as scan
+    from workbench.analyses.top_activations import TopActivations as TopActivations
+    from workbench.analyses.top_activations import top_activations as top_activations
+    from workbench.analyses.word_activations import WordActivations as WordActivations
     from workbench.capturing import capture as capture
     from workbench.corpus.corpus import Corpus as Corpus
     from workbench.edits.files import load_edits as load_edits
@@ -43,7 +46,9 @@ _HOMES = {
     "LanguageModel": "workbench.model",
     "NeuronMap": "workbench.analyses.neuron_map",
     "Site": "workbench.sites",
+    "TopActivations": "workbench.analyses.top_activations",
     "Vocabulary": "workbench.vocabulary",
+    "WordActivations": "workbench.analyses.word_activations",
     "WorkbenchError": "workbench.errors",
     "ablate": "workbench.edits.make",
     "activation_patching": "workbench.analyses.activation_patching",
@@ -66,6 +71,7 @@ _HOMES = {
     "scale": "workbench.edits.make",
     "scan": "workbench.analyses.scan",
     "stream": "workbench.streaming.stream",
+    "top_activations": "workbench.analyses.top_activations",
 }
 """Public names and where they live. They are resolved when first used (PEP 562): importing torch takes a second."""
 

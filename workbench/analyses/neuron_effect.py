@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from workbench.analyses.neuron_map import Side, neuron_rows
+from workbench.analyses.neuron_map import Side, neuron_rows, neuron_site
 from workbench.capturing import capture
 from workbench.errors import NotFinite, UnknownOption, require_one_of
 from workbench.generation import continuations, end_ids, generate_tokens
@@ -157,7 +157,7 @@ def neuron_effect(
     ids = _words(model, rows[neuron], words, k)
     if not prompts or not len(ids):
         raise UnknownOption("No prompt or no word was given. Give at least one of each.")
-    site = clamped_site(model, side, layer)
+    site = neuron_site(model, side, layer)
     others = torch.randperm(len(rows) - 1, generator=torch.Generator().manual_seed(seed))[:n_random]
     clamped = [neuron, *(others + (others >= neuron)).tolist()]
 
@@ -244,10 +244,3 @@ def _count(model: LanguageModel, new: Tensor, ids: Tensor) -> list[int]:
     ends = torch.isin(new, torch.tensor(end_ids(model))).long()
     running = ends.cumsum(1) - ends == 0  # what follows the end is padding
     return (torch.isin(new, ids) & running).sum(1).tolist()
-
-
-def clamped_site(model: LanguageModel, side: Side, layer: int) -> Site:
-    """Where a side of a neuron is a number: its projection's output, or for `down` the neuron itself."""
-    if side == "down":
-        return Site("mlp_post", layer)
-    return Site("mlp_up" if side == "up" and model.block_row(layer).is_gated else "mlp_pre", layer)

@@ -28,12 +28,15 @@ from workbench.errors import MissingWeight, UnknownOption, require_one_of
 from workbench.model import LanguageModel
 from workbench.projection import Decoder, Projection, Projector, accumulation_dtype
 from workbench.results import Result, versions
-from workbench.sites import parse_layers
+from workbench.sites import Site, parse_layers
 from workbench.tokens import Match, fold, joined, shown
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
+
+    from workbench.analyses.word_activations import WordActivations
+    from workbench.corpus.corpus import Corpus
 
 Side = Literal["up", "gate", "down"]
 Reading = Literal["raw", "gain"]
@@ -177,6 +180,12 @@ class NeuronMap(Result):
         best["above_fraction"] = best["score"] > best["threshold"]
         return best.groupby(["side", "layer"], observed=True)["above_fraction"].mean().reset_index()
 
+    def with_activations(self, model: LanguageModel, corpus: Corpus | Any, **options: Any) -> WordActivations:
+        """Does each neuron fire on the words that it decodes to? See `workbench.analyses.word_activations`."""
+        from workbench.analyses.word_activations import word_activations
+
+        return word_activations(self, model, corpus, **options)
+
     def plot(self) -> go.Figure:
         """The best score of every neuron by layer, and the share above the null."""
         from workbench.plots.neuron_map import plot_neuron_map
@@ -302,6 +311,13 @@ def map_neurons(
         null=pd.concat(nulls, ignore_index=True),
         tokens=model.token_strings,
     )
+
+
+def neuron_site(model: LanguageModel, side: Side, layer: int) -> Site:
+    """Where a side of a layer's neurons is a number a token: its projection's output, or for `down` the neurons themselves."""
+    if side == "down":
+        return Site("mlp_post", layer)
+    return Site("mlp_up" if side == "up" and model.block_row(layer).is_gated else "mlp_pre", layer)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from workbench.cli import corpus_verbs, model_verbs, neuron_verbs, prompt_verbs, run_verbs
+from workbench.cli import corpus_verbs, model_verbs, neuron_verbs, prompt_verbs, run_verbs, unit_verbs
 from workbench.cli.verb import verb
 
 app = typer.Typer(
@@ -15,7 +15,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _module in (model_verbs, neuron_verbs, corpus_verbs, prompt_verbs, run_verbs):
+for _module in (model_verbs, neuron_verbs, corpus_verbs, unit_verbs, prompt_verbs, run_verbs):
     for _name, _function in _module.VERBS.items():
         app.command(_name)(verb(_name, _function, recorded=_module is not run_verbs))
 

@@ -30,7 +30,7 @@ class StoreDType(StrEnum):
 
 CorpusOption = Annotated[str, typer.Option("--corpus", "-c", help="A .txt, .jsonl or .parquet file, or a shipped corpus.")]
 Column = Annotated[str, typer.Option(help="Field of the text, in .jsonl and .parquet.")]
-Length = Annotated[int, typer.Option(min=2, help="Tokens of a row at most.")]
+Length = Annotated[int | None, typer.Option(min=2, help="Tokens of a row; 512, or the model's context, if not given.")]
 Packed = Annotated[bool, typer.Option("--packed", help="Fill rows with one document after the other.")]
 Bos = Annotated[BosOption, typer.Option(help="Where the token of beginnings stands.")]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="The corpus ends after so many.")]
@@ -60,7 +60,7 @@ def capture(
     store_dtype: Annotated[StoreDType, typer.Option(help="What is written.")] = StoreDType.bfloat16,
     max_tokens: MaxTokens = None,
     column: Column = "text",
-    length: Length = 512,
+    length: Length = None,
     packed: Packed = False,
     bos: Bos = BosOption.tokenizer,
     batch_tokens: BatchTokens = None,

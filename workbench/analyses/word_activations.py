@@ -1,0 +1,286 @@
+"""Does a neuron fire on the word that it decodes to? The claim of a neuron map, tried on text.
+
+A neuron map reads a neuron's weights as words; nothing in it says that the neuron is active where these words are. Here every
+neuron of a map is watched over a corpus: how well does its own number tell the tokens that are among its top words from all
+others (area under the ROC curve: 0.5 is chance), and how strongly does it go with them (point-biserial correlation)? The same
+two for the next token, which a neuron that writes would foretell. Beside each stands the null: the words of another neuron of
+the same layer and side, drawn at random, so that common words help both alike.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from workbench.analyses.neuron_map import NeuronMap, Side, neuron_site
+from workbench.artifacts import output_folder, read_json, staged, write_json
+from workbench.corpus.corpus import STRATA, Corpus
+from workbench.errors import BadArtifact, OtherJob, UnknownOption, require_one_of
+from workbench.model import LanguageModel
+from workbench.results import Result, versions
+from workbench.streaming.batches import Tokens
+from workbench.streaming.stream import stream
+from workbench.unit_statistics import N_BINS, UnitStatistics, bins_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+KIND = "word activations"
+TARGETS = ("current", "next")
+LEAST = 10
+"""Tokens that must be among a neuron's words before its area counts in a summary: with fewer it is mostly chance."""
+NULL_QUANTILE = 0.99
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class WordActivations(Result):
+    """A row a neuron: `table` has layer, neuron, side, token (its top word), score, and for `current` and `next` (the token at
+    which it is looked at, and the one after): present (how often one of its words stood there), auc, correlation, null_present,
+    null_auc and null_correlation (the same with another neuron's words). Areas come from histograms of four bins an octave, in
+    which ties count half."""
+
+    def summary(self) -> pd.DataFrame:
+        """A row a side and target: side, target, neurons (whose words, and whose null's, stood there 10 times),
+        median_auc, null_median_auc, threshold (the null's 99 % quantile), above_fraction (areas above it), null_fraction,
+        median_correlation, null_median_correlation."""
+        import pandas as pd
+
+        rows = []
+        for side, own in self.table.groupby("side", observed=True, sort=False):
+            for target in TARGETS:
+                enough = own[(own[f"{target}_present"] >= LEAST) & (own[f"{target}_null_present"] >= LEAST)]
+                threshold = enough[f"{target}_null_auc"].quantile(NULL_QUANTILE)
+                rows.append(
+                    {
+                        "side": side, "target": target, "neurons": len(enough),
+                        "median_auc": enough[f"{target}_auc"].median(),
+                        "null_median_auc": enough[f"{target}_null_auc"].median(),
+                        "threshold": threshold, "above_fraction": (enough[f"{target}_auc"] > threshold).mean(),
+                        "null_fraction": 1 - NULL_QUANTILE,
+                        "median_correlation": enough[f"{target}_correlation"].median(),
+                        "null_median_correlation": enough[f"{target}_null_correlation"].median(),
+                    }
+                )  # fmt: skip
+        return pd.DataFrame(rows)
+
+    def by_layer(self, target: str = "current") -> pd.DataFrame:
+        """Columns side, layer, neurons, median_auc, null_median_auc, above_fraction (of the side's threshold)."""
+        require_one_of("target", target, TARGETS)
+        limits = self.summary().query("target == @target").set_index("side")["threshold"]
+        own = self.table[(self.table[f"{target}_present"] >= LEAST) & (self.table[f"{target}_null_present"] >= LEAST)]
+        above = own[f"{target}_auc"] > own["side"].astype(object).map(limits)
+        grouped = own.assign(above=above).groupby(["side", "layer"], observed=True, sort=False)
+        return grouped.agg(
+            neurons=("neuron", "size"), median_auc=(f"{target}_auc", "median"),
+            null_median_auc=(f"{target}_null_auc", "median"), above_fraction=("above", "mean"),
+        ).reset_index()  # fmt: skip
+
+    def save(self, folder: str | Path) -> Path:
+        """Write word_activations.parquet and, last, run.json.
+
+        Raises:
+            CannotWrite: if the folder cannot be written.
+        """
+        folder = output_folder(Path(folder))
+        with staged(folder / "word_activations.parquet") as beside:
+            self.table.to_parquet(beside, index=False, compression="zstd")
+        write_json(folder / "run.json", {"kind": KIND} | self.settings)
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> WordActivations:
+        """Read what `save` wrote.
+
+        Raises:
+            BadArtifact: if the folder holds no such result, or a damaged one.
+        """
+        import pandas as pd
+
+        settings = read_json(Path(folder) / "run.json")
+        settings.pop("run", None)  # the record of the verb that made it
+        if settings.pop("kind", None) != KIND:
+            raise BadArtifact(f"{str(folder)!r} holds another kind of result, no {KIND}. Make them with word-activations.")
+        try:
+            table = pd.read_parquet(Path(folder) / "word_activations.parquet")
+        except (OSError, ValueError) as error:  # pyarrow's errors of a damaged file are among them
+            raise BadArtifact(f"The {KIND} in {str(folder)!r} are damaged ({error}). Make them again.") from None
+        return cls(table=table, settings=settings)
+
+    def plot(self, target: str = "current") -> go.Figure:
+        """Median area by layer, beside the null's, and the share of neurons above the null's 99 % quantile."""
+        from workbench.plots.word_activations import plot_word_activations
+
+        return plot_word_activations(self, target)
+
+    def __str__(self) -> str:
+        own = self.settings
+        lines = [
+            f"WordActivations of {own['model']} over {own['tokens']:,} tokens of {own['corpus']} ({', '.join(own['strata'])}): "
+            f"does a neuron fire on one of its top {own['words']} words?"
+        ]
+        for row in self.summary().to_dict("records"):
+            where = "on the word" if row["target"] == "current" else "before it"
+            lines.append(
+                f"{row['side']:<5}{where:<12} AUC {row['median_auc']:.3f} (null {row['null_median_auc']:.3f}); "
+                f"{row['above_fraction']:6.1%} of {row['neurons']:,} neurons above 99 % of the null ({row['threshold']:.3f})"
+            )
+        return "\n".join(lines)
+
+
+@torch.no_grad()
+def word_activations(
+    neurons: NeuronMap,
+    model: LanguageModel,
+    corpus: Corpus | Any,
+    *,
+    words: int = 10,
+    strata: tuple[str, ...] = ("ordinary",),
+    seed: int = 0,
+    batch_tokens: int | None = None,
+    progress: bool = True,
+) -> WordActivations:
+    """Watch every neuron of a map over a corpus, in one pass.
+
+    A neuron's number is that of its side: the up projection's output (`up`), the input of the nonlinearity (`gate`), or the
+    neuron itself (`down`).
+
+    Args:
+        neurons: A map of this model's MLPs.
+        words: How many of a neuron's top words count as its own.
+        strata: Kinds of tokens that count; see `workbench.corpus.corpus.STRATA`.
+        seed: Of the null's drawing.
+    Raises:
+        OtherJob: if the map is of other weights.
+        UnknownOption: for a part of a mixture of experts, whose neurons no site holds, or options out of range.
+        BadCorpus, NotFinite, OutOfMemory: as `wb.stream`.
+    """
+    own = neurons.settings
+    if own["weights_hash"] != model.weights_hash:
+        raise OtherJob(f"The map is of {own['model']!r}, of other weights than {model.name!r} has. Map this model's neurons.")
+    if own["part"] != "mlp":
+        raise UnknownOption(f"The map is of part {own['part']!r}: no site holds the neurons of an expert. Map part 'mlp'.")
+    if not 1 <= words <= own["k"]:
+        raise UnknownOption(f"words={words} is out of range: the map has {own['k']} top words a neuron.")
+    for kind in strata:
+        require_one_of("strata", kind, STRATA)
+    started = time.perf_counter()
+    watched = [_Watched(neurons, model, side, layer, words, seed) for side in own["sides"] for layer in own["layers"]]
+    flow = stream(model, corpus, [str(one.site) for one in watched], batch_tokens=batch_tokens, progress=progress)
+    wanted, tokens = np.array([STRATA.index(kind) for kind in strata]), 0
+    for batch in flow:
+        chosen = np.isin(batch.tokens.stratum, wanted).nonzero()[0]
+        at = torch.from_numpy(chosen).to(model.device)
+        ids = {"current": batch.tokens.token_id[chosen], "next": _following(batch.tokens)[chosen]}
+        for one in watched:
+            one.add(batch[str(one.site)].index_select(0, at), ids)
+        tokens += len(chosen)
+    if tokens == 0:
+        raise UnknownOption(f"No token of the corpus is of the strata {', '.join(strata)}. Take others, or more text.")
+    settings = model.provenance | flow.settings | {
+        "sides": own["sides"], "layers": own["layers"], "words": words, "strata": list(strata), "tokens": tokens, "seed": seed,
+        "versions": versions(), "seconds": round(time.perf_counter() - started, 2),
+    }  # fmt: skip
+    return WordActivations(table=_table(neurons, watched), settings=settings)
+
+
+class _Watched:
+    """The neurons of one side and layer: histograms over all tokens, and over those where one of the neuron's words is."""
+
+    def __init__(self, neurons: NeuronMap, model: LanguageModel, side: Side, layer: int, words: int, seed: int) -> None:
+        self.side, self.layer, self.site = side, layer, neuron_site(model, side, layer)
+        rows = neurons.table[(neurons.table["side"] == side) & (neurons.table["layer"] == layer)]
+        own = rows["token_id"].to_numpy().reshape(-1, neurons.settings["k"])[:, :words]
+        drawn = np.random.default_rng([seed, layer, neurons.settings["sides"].index(side)]).permutation(len(own))
+        device = model.device
+        self.n = len(own)
+        self.listed = {"": _Listed(own, model.d_vocab, device), "null_": _Listed(own[drawn], model.d_vocab, device)}
+        self.running = UnitStatistics(self.n, 1, device, sample=0)
+        self.held = {
+            (target, kind): torch.zeros(self.n, N_BINS, dtype=torch.int32, device=device)
+            for target in TARGETS
+            for kind in self.listed
+        }
+        self.held_sums = {key: torch.zeros(self.n, dtype=torch.float64, device=device) for key in self.held}
+
+    def add(self, values: Float[Tensor, "token unit"], ids: dict[str, np.ndarray]) -> None:
+        self.running.add(values, torch.arange(len(values), device=values.device))
+        for target, kind in self.held:
+            unit, token = self.listed[kind].pairs(ids[target])
+            present = values[token, unit].float()
+            flat = unit * N_BINS + bins_of(present)
+            self.held[target, kind].view(-1).index_add_(0, flat, torch.ones_like(flat, dtype=torch.int32))
+            self.held_sums[target, kind].index_add_(0, unit, present.double())
+
+    def found(self) -> dict[str, np.ndarray]:
+        """Present, auc and correlation, of both targets, own and null."""
+        mean, std, tokens = self.running.mean, self.running.std, self.running.tokens
+        columns: dict[str, np.ndarray] = {}
+        for target, kind in self.held:
+            held = self.held[target, kind].long()
+            present = held.sum(1)
+            share = present / tokens
+            # Point-biserial: (mean where present - mean) / std * sqrt(share / (1 - share)).
+            there = self.held_sums[target, kind] / present
+            columns[f"{target}_{kind}present"] = present.cpu().numpy()
+            columns[f"{target}_{kind}auc"] = area(held, self.running.histogram - held).cpu().numpy()
+            columns[f"{target}_{kind}correlation"] = ((there - mean) / std * (share / (1 - share)).sqrt()).cpu().numpy()
+        return columns
+
+
+class _Listed:
+    """Which neurons have a token among their words."""
+
+    def __init__(self, words: np.ndarray, d_vocab: int, device: torch.device) -> None:
+        order = np.argsort(words.ravel(), kind="stable")
+        self.units = torch.from_numpy(order // words.shape[1]).to(device)
+        counts = np.bincount(words.ravel(), minlength=d_vocab)
+        self.starts, self.counts = np.concatenate([[0], counts.cumsum()[:-1]]), counts
+
+    def pairs(self, ids: np.ndarray) -> tuple[Int[Tensor, " pair"], Int[Tensor, " pair"]]:
+        """Unit and token of every pair in which the token is among the unit's words; -1 is no token."""
+        counts = np.where(ids < 0, 0, self.counts[ids])
+        token = np.repeat(np.arange(len(ids)), counts)
+        within = np.arange(len(token)) - np.repeat(counts.cumsum() - counts, counts)
+        places = torch.from_numpy(self.starts[ids[token]] + within).to(self.units.device)
+        return self.units[places], torch.from_numpy(token).to(self.units.device)
+
+
+def area(positive: Int[Tensor, "unit bin"], negative: Int[Tensor, "unit bin"]) -> Float[Tensor, " unit"]:
+    """The area under the ROC curve of binned values, ties in a bin counting half; NaN where a class has no member.
+
+    The Mann-Whitney statistic: the chance that a positive lies above a negative.
+    """
+    positive, negative = positive.double(), negative.double()
+    below = negative.cumsum(1) - negative
+    wins = (positive * (below + negative / 2)).sum(1)
+    return wins / (positive.sum(1) * negative.sum(1))
+
+
+def _following(tokens: Tokens) -> np.ndarray:
+    """The id of the token after each in its row; -1 after the last."""
+    found = np.full(tokens.n, -1, np.int64)
+    same = tokens.row[1:] == tokens.row[:-1]
+    found[:-1][same] = tokens.token_id[1:][same]
+    return found
+
+
+def _table(neurons: NeuronMap, watched: list[_Watched]) -> pd.DataFrame:
+    import pandas as pd
+
+    first = neurons.table[neurons.table["rank"] == 0].set_index(["side", "layer"]).sort_index()
+    frames = []
+    for one in watched:
+        own = first.loc[(one.side, one.layer)].sort_values("neuron")
+        frames.append(
+            pd.DataFrame({"layer": one.layer, "neuron": own["neuron"].to_numpy(), "side": one.side,
+                          "token": own["token"].to_numpy(), "score": own["score"].to_numpy()} | one.found())
+        )  # fmt: skip
+    return pd.concat(frames, ignore_index=True)
