@@ -52,7 +52,7 @@ class Run:
             "versions": versions("safetensors", "numpy"),
             "machine": _machine(),
             "timings": self.timings,
-            "peak_bytes": _peak_bytes(),
+            "peak_bytes": peak_bytes(),
             "outputs": {str(file): _fingerprint(file) for file in _files(self.written)},
             "stdout": stdout,
         }
@@ -210,7 +210,7 @@ def _machine() -> dict[str, Any]:
     return found
 
 
-def _peak_bytes() -> int | None:
+def peak_bytes() -> int | None:
     """The most memory that this process has held; None where the system does not say (Windows)."""
     try:
         import resource

@@ -21,6 +21,9 @@ STRATA = ("first", "early", "special", "massive", "ordinary")
 FIRST, EARLY, SPECIAL, MASSIVE, ORDINARY = range(len(STRATA))
 EARLY_UNTIL = 4
 
+LENGTH = 512
+"""Tokens of a row at most, if no number is given and the model's context has room for them."""
+
 _DOCUMENTS_AT_ONCE, _CHARACTERS_AT_ONCE = 256, 1 << 18
 """What is tokenised at once: enough for the tokenizer's threads, little enough for memory and for a corpus that soon ends."""
 
@@ -47,10 +50,12 @@ class Count(NamedTuple):
     """What a corpus holds for a model."""
 
     documents: int
+    """Up to the last one that has a token; those without are counted."""
     rows: int
     tokens: int
     tokens_hash: str
-    """SHA-256 of all rows' token ids: any change of the texts, the tokenizer or the way of cutting changes it."""
+    """SHA-256 of all rows' token ids and of the documents they come from: any change of the texts, their names, the tokenizer
+    or the way of cutting changes it."""
 
 
 class Corpus:
@@ -64,7 +69,7 @@ class Corpus:
         source: Any,
         *,
         column: str = "text",
-        length: int = 512,
+        length: int | None = None,
         packed: bool = False,
         bos: Bos = "tokenizer",
         max_tokens: int | None = None,
@@ -74,7 +79,7 @@ class Corpus:
             source: Texts; the path of a .txt file (a document per block between blank lines), or of a .jsonl or .parquet one;
                 the name of a shipped corpus; or a dataset of the datasets library, streaming or not.
             column: The field of the text, in .jsonl, .parquet and datasets. A field `id`, if there is one, names the document.
-            length: Tokens of a row at most.
+            length: Tokens of a row at most; 512, or the model's context if that is shorter, if None.
             packed: Rows are filled with one document after the other, so that none needs padding; attention then sees the
                 documents before in the row. Otherwise a row has tokens of one document alone.
             bos: Where the token of beginnings stands: where the `tokenizer` puts it (before a document, or nowhere), before
@@ -85,7 +90,7 @@ class Corpus:
             UnknownOption: for numbers out of range.
         """
         require_one_of("bos", bos, get_args(Bos))
-        if length < 2 or (max_tokens is not None and max_tokens < 1):
+        if (length is not None and length < 2) or (max_tokens is not None and max_tokens < 1):
             raise UnknownOption(
                 f"length={length}, max_tokens={max_tokens}: rows need 2 tokens or more, and the corpus 1 or more."
             )
@@ -94,16 +99,33 @@ class Corpus:
 
     def __repr__(self) -> str:
         kind = "packed" if self.packed else "a document a row"
+        rows = "" if self.length is None else f", rows of {self.length}"
         upto = "" if self.max_tokens is None else f", at most {self.max_tokens:,} tokens"
-        return f"Corpus({self.source.name!r}, {kind}, rows of {self.length}, bos={self.bos!r}{upto})"
+        return f"Corpus({self.source.name!r}, {kind}{rows}, bos={self.bos!r}{upto})"
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a result must say of the corpus it was made with, beside the hash of its tokens."""
+        """What a result must say of the corpus it was made with, beside the hash of its tokens and, where `length` is None,
+        `row_length`."""
         return {
             "corpus": self.source.name, "length": self.length, "packed": self.packed, "bos": self.bos,
             "max_tokens": self.max_tokens,
         }  # fmt: skip
+
+    def row_length(self, model: LanguageModel) -> int:
+        """Tokens of a row at most, for a model.
+
+        Raises:
+            UnknownOption: if that is more than the model's context.
+        """
+        if self.length is None:
+            return min(LENGTH, model.n_context or LENGTH)
+        if model.n_context is not None and self.length > model.n_context:
+            raise UnknownOption(
+                f"Rows of {self.length} tokens do not fit the context of {model.name!r}, which is {model.n_context}. Choose "
+                "a shorter length."
+            )
+        return self.length
 
     def documents(self) -> Iterator[Document]:
         """The documents, in order."""
@@ -124,19 +146,14 @@ class Corpus:
         """Rows of the model's tokens, in order. A document without a token is counted, but is in no row.
 
         Raises:
-            BadCorpus: if no document has a token.
+            BadCorpus: if no document has a token, or one cannot be read.
             UnknownOption: if rows are longer than the model's context, or a token of beginnings is asked for that there is not.
         """
-        if model.n_context is not None and self.length > model.n_context:
-            raise UnknownOption(
-                f"Rows of {self.length} tokens do not fit the context of {model.name!r}, which is {model.n_context}. Choose "
-                "a shorter length."
-            )
         left, empty = self.max_tokens, True
         for row in self._cut(model):
             empty = False
             if left is not None and len(row) >= left:
-                yield replace(row, tokens=row.tokens[:left], documents=row.documents[:left], offsets=row.offsets[:left])
+                yield _beginning(row, left)
                 return
             yield row
             left = None if left is None else left - len(row)
@@ -145,7 +162,7 @@ class Corpus:
 
     def _cut(self, model: LanguageModel) -> Iterator[Row]:
         before = [model.bos_id] if self.bos == "row" else []
-        pending = _Pending(before, self.length - len(before))
+        pending = _Pending(before, self.row_length(model) - len(before))
         for ordinal, document, tokens in self._tokenised(model):
             pending.add(ordinal, document.id, tokens)
             while pending.n >= pending.room or (pending.n and not self.packed):
@@ -159,6 +176,8 @@ class Corpus:
         if bos is False and model.tokenizer.bos_token_id is None:
             bos = None  # there is none to take away
         for some in _chunks(self.documents()):
+            for ordinal, document in some:
+                _require_text(ordinal, document)
             rows = model.token_ids([document.text for _, document in some], bos=bos)
             for (ordinal, document), tokens in zip(some, rows, strict=True):
                 if document.text and tokens:
@@ -177,6 +196,27 @@ def _chunks(documents: Iterable[Document]) -> Iterator[list[tuple[int, Document]
             some, characters = [], 0
     if some:
         yield some
+
+
+def _require_text(ordinal: int, document: Document) -> None:
+    """
+    Raises:
+        BadCorpus: if it holds half a character, as JSON may spell one (`"\\ud800"`): tokenizers refuse it without a name.
+    """
+    try:
+        document.text.encode()
+    except UnicodeEncodeError as error:
+        raise BadCorpus(
+            f"Document {ordinal} ({document.id!r}) is no text: character {error.start} is half of a surrogate pair. Mend it, "
+            "or leave the document out."
+        ) from None
+
+
+def _beginning(row: Row, n: int) -> Row:
+    """The first tokens of a row."""
+    documents = row.documents[:n]
+    ids = {ordinal: row.ids[ordinal] for ordinal in sorted(set(documents.tolist()))}
+    return replace(row, tokens=row.tokens[:n], documents=documents, offsets=row.offsets[:n], ids=ids)
 
 
 class _Pending:
@@ -226,7 +266,9 @@ class Tally:
 
     def of(self, rows: Iterable[Row]) -> Iterator[Row]:
         for row in rows:
-            self._digest.update(len(row).to_bytes(4, "little") + row.tokens.astype("<i4").tobytes())
+            for numbers in (row.tokens, row.documents, row.offsets):
+                self._digest.update(len(numbers).to_bytes(4, "little") + numbers.astype("<i4").tobytes())
+            self._digest.update(repr(row.ids).encode())
             self._rows, self._tokens, self._last = self._rows + 1, self._tokens + len(row), int(row.documents[-1])
             yield row
 

@@ -8,6 +8,7 @@ A folder with an index.json is whole. A shard is finished when its record, `.job
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,6 +77,16 @@ def finished_shards(folder: Path) -> list[Record]:
             break
         found.append(shard)
     return found
+
+
+def clear(folder: Path) -> None:
+    """Take away what a killed job had not finished, and after the last write all that only the job needs.
+
+    While files of it are there, a folder with an index is whole, but not clean."""
+    for half in [*folder.glob(".*.partial"), *folder.glob(f"{JOB}/*.partial"), *folder.glob(f"{JOB}/.*.partial")]:
+        half.unlink(missing_ok=True)
+    if (folder / INDEX).is_file():
+        shutil.rmtree(folder / JOB, ignore_errors=True)
 
 
 def write_index(folder: Path, index: dict[str, Any]) -> None:

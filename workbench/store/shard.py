@@ -47,10 +47,11 @@ class Shard:
         self._start = {site: start + len(before) for site, start in self._start.items()}
         self.bytes = len(before) + end
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        self.is_open = True
         try:
-            os.posix_fallocate(self._file, 0, self.bytes)
+            _reserve(self._file, self.bytes)
             _write(self._file, memoryview(before), 0)
-        except OSError:
+        except BaseException:
             self.drop()
             raise
 
@@ -62,24 +63,36 @@ class Shard:
     def finish(self, to: Path) -> str:
         """Its SHA-256; the file lies at its place, on the disk itself, when this returns."""
         os.fsync(self._file)
-        digest = hashlib.sha256()
-        with os.fdopen(self._file, "rb") as file:
-            file.seek(0)
-            while part := file.read(1 << 22):
-                digest.update(part)
+        os.lseek(self._file, 0, os.SEEK_SET)
+        with os.fdopen(self._file, "rb", closefd=False) as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         self.path.replace(to)
-        return digest.hexdigest()
+        self._close()
+        return sha256
 
     def drop(self) -> None:
-        """Give it up."""
+        """Give it up, unless it is finished."""
+        if self.is_open:
+            self._close()
+            self.path.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        self.is_open = False
         os.close(self._file)
-        self.path.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _reserve(file: int, n: int) -> None:
+    """Ask the disk for so many bytes."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, n)
+    else:  # macOS: a full disk then shows while it is being filled
+        os.truncate(file, n)
 
 
 def _write(file: int, data: memoryview, at: int) -> None:

@@ -12,12 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
 from workbench.artifacts import output_folder, read_json, staged, write_json
 from workbench.corpus.corpus import STRATA, Corpus
-from workbench.errors import CannotWrite, FolderInUse, UnknownOption, require_one_of
+from workbench.errors import CannotWrite, FolderInUse, OtherJob, UnknownOption, require_one_of
 from workbench.model import LanguageModel
 from workbench.results import versions
 from workbench.sites import Site
@@ -27,6 +28,7 @@ from workbench.store.shard import DTYPES, Shard, sha256_of
 from workbench.store.store import ActivationStore
 from workbench.streaming.plan import Plan, shown_bytes
 from workbench.streaming.stream import Stream, StreamState, TokenBatch, stream
+from workbench.tracer import is_edited
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -52,7 +54,7 @@ def capture_to_store(
     batch_tokens: int | None = None,
     shard_tokens: int | None = None,
     massive_at: str | None = "middle",
-    max_bytes: float | None = None,
+    max_bytes: int | float | None = None,
     progress: bool = True,
 ) -> ActivationStore:
     """Run a model over a corpus and write the activations of its real tokens to a folder; see `ActivationStore`.
@@ -92,7 +94,7 @@ class StoreJob:
         batch_tokens: int | None,
         shard_tokens: int | None,
         massive_at: str | None,
-        max_bytes: float | None,
+        max_bytes: int | float | None,
         progress: bool,
     ) -> None:
         require_one_of("dtype", dtype, tuple(DTYPES))
@@ -103,6 +105,7 @@ class StoreJob:
             model, corpus, sites, batch_tokens=batch_tokens, dtype=self.dtype, device="cpu", massive_at=massive_at,
             progress=progress,
         )  # fmt: skip
+        self.edited = is_edited(model)
         self.shard_tokens = shard_tokens or _shard_tokens(self.stream.bytes_per_token)
 
     @cached_property
@@ -117,36 +120,45 @@ class StoreJob:
         return self.model.provenance | self.stream.settings | {
             "n_layers": self.model.n_layers, "tokens_hash": self.plan.tokens_hash, "shard_tokens": self.shard_tokens,
             "computed_on": where, "threads": torch.get_num_threads() if where == "cpu" else None, "versions": versions(),
+            "edited": self.edited,
         }  # fmt: skip
 
     def run(self) -> ActivationStore:
         """Write the store, or what is missing of it."""
         output_folder(self.folder)
         with _locked(self.folder):
+            files.clear(self.folder)
             if (self.folder / files.INDEX).is_file():
                 files.require_same_job(files.read_index(self.folder)["settings"], self.settings, self.folder)
                 log.warning("The store in %s is whole already.", self.folder)
                 return ActivationStore(self.folder)
-            done = self._begin()
+            done = self._begun()
             self._require_room(sum(record.bytes for record in done))
+            output_folder(self.folder / JOB)
+            self.save_state()
             _Writer(self, done).write()
             files.merge_tokens(self.folder, len(files.finished_shards(self.folder)))
             self._write_index()
-            shutil.rmtree(self.folder / JOB)
+            files.clear(self.folder)
         return ActivationStore(self.folder)
 
-    def _begin(self) -> list[Record]:
+    def _begun(self) -> list[Record]:
         """The finished shards of the same job, if it was begun before.
 
         Raises:
-            OtherJob: if the folder holds another one.
+            OtherJob: if the folder holds another one, or perhaps another one.
         """
-        kept = output_folder(self.folder / JOB) / "job.json"
-        if kept.is_file():
-            saved = read_json(kept)
-            files.require_same_job(saved["settings"], self.settings, self.folder)
-            self.stream.state = StreamState.from_json(saved["state"])
-        self.save_state()
+        kept = self.folder / JOB / "job.json"
+        if not kept.is_file():
+            return []
+        saved = read_json(kept)
+        files.require_same_job(saved["settings"], self.settings, self.folder)
+        if self.edited:
+            raise OtherJob(
+                f"Folder {str(self.folder)!r} holds an unfinished store of a model under edits, and whether these are the same "
+                "cannot be told. Name another folder."
+            )
+        self.stream.state = StreamState.from_json(saved["state"])
         return files.finished_shards(self.folder)
 
     def save_state(self) -> None:
@@ -178,8 +190,7 @@ class StoreJob:
                 "tokens": self.plan.tokens,
                 "dtype": str(self.dtype).removeprefix("torch."),
                 "sites": {str(site): list(shape) for site, shape in self.shapes.items()},
-                "median_norm": self.stream.state.median_norm,
-                "limits": [limit._asdict() for limit in self.stream.state.limits],
+                **self.stream.state.to_json(),
                 "shards": [shard._asdict() for shard in shards],
                 "tokens_sha256": sha256_of(self.folder / files.TOKENS),
                 "settings": self.settings,
@@ -201,6 +212,9 @@ class _Writer:
         """How many were begun."""
         self.written = sum(record.tokens for record in done)
         self.shard: Shard | None = None
+        """The one that is being filled."""
+        self.open: list[Shard] = []
+        """All that may not be finished."""
         self.filled = 0
         """Tokens of the shard that were given to the threads."""
         self.columns: list[pa.Table] = []
@@ -221,19 +235,30 @@ class _Writer:
                     if job.stream.state.to_json() != state:
                         state = job.stream.state.to_json()
                         job.save_state()  # before any shard that it decides is finished
-                    self._put(batch, first)
-                for futures in self.pending:
-                    _wait(futures)
-            except OSError as error:
-                raise CannotWrite(
-                    f"Shard {self.shards - 1} in {str(self.folder)!r} could not be written ({error.strerror or error}). The "
-                    f"{len(files.finished_shards(self.folder))} finished shards stay: make room, and give the same command "
-                    "again."
-                ) from None
+                    with self._disk():
+                        self._put(batch, first)
+                with self._disk():
+                    for futures in self.pending:
+                        _wait(futures)
             finally:
                 self.threads.shutdown(cancel_futures=True)
-                if self.shard is not None:
-                    self.shard.drop()
+                for shard in self.open:
+                    shard.drop()
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        """
+        Raises:
+            CannotWrite: if the disk refuses. (What the corpus is read from may refuse too: that is another matter.)
+        """
+        try:
+            yield
+        except (OSError, CannotWrite) as error:
+            reason = error.strerror or error if isinstance(error, OSError) else error
+            raise CannotWrite(
+                f"The store in {str(self.folder)!r} could not be written on ({reason}). The "
+                f"{len(files.finished_shards(self.folder))} finished shards stay: make room, and give the same command again."
+            ) from None
 
     def _put(self, batch: TokenBatch, first: int) -> None:
         """Hand a batch over, from its token `first` on."""
@@ -244,6 +269,7 @@ class _Writer:
                 path = self.folder / JOB / f"{shard_name(self.shards)}.partial"
                 shapes = {str(site): shape for site, shape in self.job.shapes.items()}
                 self.shard = Shard(path, shapes, min(self.job.shard_tokens, left), self.job.dtype)
+                self.open = [shard for shard in self.open if shard.is_open] + [self.shard]
                 self.shards, self.filled, self.columns, self.unwritten = self.shards + 1, 0, [], []
             n = min(batch.tokens.n - first, self.shard.tokens - self.filled)
             for site, values in batch.items():
@@ -277,8 +303,9 @@ def _columns(batch: TokenBatch, part: slice) -> pa.Table:
     import pyarrow as pa
 
     columns: dict[str, Any] = {name: values[part] for name, values in batch.tokens._asdict().items()}
-    columns["document_id"] = [batch.documents[i] for i in columns["document"].tolist()]
-    columns["stratum"] = [STRATA[i] for i in columns["stratum"].tolist()]
+    ordinals, which = np.unique(columns["document"], return_inverse=True)
+    columns["document_id"] = pa.array([batch.documents[i] for i in ordinals.tolist()], pa.string()).take(pa.array(which))
+    columns["stratum"] = pa.array(STRATA).take(pa.array(columns["stratum"]))
     return pa.table(columns)
 
 

@@ -7,7 +7,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -54,7 +54,7 @@ class StreamState:
     limits: list[Limit] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {"median_norm": self.median_norm, "limits": [limit._asdict() for limit in self.limits]}
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> StreamState:
@@ -127,7 +127,8 @@ class Stream:
     def settings(self) -> dict[str, Any]:
         """All that decides what the stream gives."""
         return self.corpus.settings | {
-            "sites": [str(site) for site in self.sites], "batch_tokens": self.batch_tokens, "window": WINDOW,
+            "row_length": self.corpus.row_length(self.model), "sites": [str(site) for site in self.sites],
+            "batch_tokens": self.batch_tokens, "window": WINDOW,
             "kept_dtype": str(self.dtype or self.model.dtype).removeprefix("torch."),
             "massive_at": None if self.massive_at is None else str(self.massive_at),
         }  # fmt: skip
@@ -307,12 +308,13 @@ def stream(
     parsed = parse_sites([sites] if isinstance(sites, str) else sites, model.n_layers)
     if not parsed:
         raise UnknownSite("No site was asked for. Name some, such as 'resid_post.3'.")
-    for site in parsed:
+    if massive_at == "middle":
+        massive_at = f"resid_post.{model.n_layers // 2}"
+    normed = None if massive_at is None else Site.parse(massive_at, model.n_layers)
+    for site in parsed if normed is None else [*parsed, normed]:
         model.tap(site)
         if site.name in PAIRS:
             raise UnknownSite(f"Site '{site}' holds pairs of tokens, of another width in every batch. Use wb.capture.")
-    if massive_at == "middle":
-        massive_at = f"resid_post.{model.n_layers // 2}"
     return Stream(
         model,
         corpus if isinstance(corpus, Corpus) else Corpus(corpus),
@@ -320,7 +322,7 @@ def stream(
         batch_tokens=BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cpu"]) if batch_tokens is None else batch_tokens,
         dtype=dtype,
         device=model.device if device is None else torch.device(device),
-        massive_at=None if massive_at is None else Site.parse(massive_at, model.n_layers),
+        massive_at=normed,
         progress=progress,
         state=StreamState() if state is None else state,
     )
