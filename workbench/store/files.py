@@ -19,6 +19,10 @@ KIND = "activation store"
 INDEX, TOKENS, JOB = "index.json", "tokens.parquet", ".job"
 
 
+KEYS = ("tokens", "dtype", "sites", "shards", "tokens_sha256", "settings")
+"""What an index must have to be read."""
+
+
 class Record(NamedTuple):
     """A finished shard."""
 
@@ -46,6 +50,8 @@ def read_index(folder: Path) -> dict[str, Any]:
     index = read_json(folder / INDEX)
     if not isinstance(index, dict) or index.get("kind") != KIND:
         raise BadArtifact(f"{str(folder / INDEX)!r} is not the index of an {KIND}. Name the folder of one.")
+    if lacking := [key for key in KEYS if key not in index]:
+        raise BadArtifact(f"{str(folder / INDEX)!r} lacks {', '.join(lacking)}. Capture the store again.")
     return index
 
 
