@@ -24,7 +24,7 @@ test: $(VENV)/dev
 	$(TEST)
 
 test-all: $(VENV)/dev notebooks
-	$(PIP) -e '.[transformer-lens,nnsight]'
+	$(PIP) -e '.[sae,transformer-lens,nnsight]'
 	$(BIN)/workbench pull
 	$(TEST) -m ""
 

@@ -2,10 +2,10 @@
 
     python tests/kill_capture.py [--kills 60] [--model MODEL] [--each-phase]
 
-Each round begins an empty folder, kills the job with SIGKILL once or twice, and then lets it end. Half of the kills come after a
-random part of its time (mostly counted from its first write), half before a random one of its operations on files, so that short
-phases are met too. --each-phase makes five chosen kills in one folder instead. Prints one JSON object; exit code 1 if a byte of
-the store differs. Without --model it takes a tiny random llama.
+Each round begins an empty folder, kills the job with SIGKILL once or twice, and then lets it end. Half of the kills come after
+a random part of its time (mostly counted from its first write), half before a random one of its operations on files, so that
+short phases are met too. --each-phase makes five chosen kills in one folder instead. Prints one JSON object; exit code 1 if a
+byte of the store differs. Without --model it takes a tiny random llama.
 """
 
 import argparse

@@ -14,6 +14,7 @@ import time
 import pytest
 import torch
 from families import tiny_hf, tiny_tokenizer
+from filelock import FileLock
 from typer.testing import CliRunner
 
 import workbench as wb
@@ -286,3 +287,92 @@ def test_clamp(model, tmp_path):
 )
 def test_mistakes_of_prompts_are_one_line(model, arguments, text):
     one_line(command(*arguments, "--model", model), 2, text)
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "texts.txt"
+    path.write_text("\n\n".join(f"{i} dogs and a cat" for i in range(40)))
+    return path
+
+
+def test_capture_writes_a_store_and_its_run(model, text, tmp_path):
+    arguments = ("capture", "-m", model, "-c", text, "--sites", "resid_post.0,blocks.1.attn.hook_z", "-o", tmp_path / "out")
+    arguments = (*arguments, "--store-dtype", "float16", "--max-tokens", 300, "--packed", "--bos", "row", "--shard-tokens", 100)
+    done = command(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"ActivationStore\(.*: 300 tokens of 'texts' through .*, 2 sites, float16, [\d.]+ kB\)\n", done.stdout)
+    assert "store.read('resid_post.0')" in done.stderr
+    store = wb.ActivationStore(tmp_path / "out")
+    corpus = wb.Corpus(text, packed=True, bos="row", max_tokens=300)
+    batches = list(wb.stream(wb.load(model), corpus, store.sites, dtype=torch.float16, progress=False))
+    for site in store.sites:
+        assert torch.equal(store.read(site), torch.cat([batch[site] for batch in batches]))
+    run = json.loads((tmp_path / "out/run.json").read_text())["run"]
+    assert run["corpus"]["tokens_hash"] == store.settings["tokens_hash"]
+    assert run["sites"] == store.sites == ["resid_post.0", "z.1"]
+    assert sorted(os.path.basename(file) for file in run["outputs"]) == ["index.json", "tokens.parquet"]
+    again = json.loads(command(*arguments, "--json").stdout)
+    assert (again["tokens"], again["settings"]) == (300, store.settings)
+    assert again["plan"]["tokens_hash"] == store.settings["tokens_hash"]
+    one_line(command(*arguments, "--batch-tokens", 9), 2, "batch_tokens was 2048 and is now 9")
+
+
+def test_capture_says_what_it_will_take_and_writes_nothing(model, text, tmp_path):
+    arguments = ("capture", "-m", model, "-c", text, "--sites", "resid_post", "-o", tmp_path / "out", "--dry-run")
+    done = command(*arguments)
+    assert re.fullmatch(
+        r"40 documents, 40 rows, [\d,]+ tokens in 1 batches \([\d.]+% padding\); keeps [\d.]+ kB; about [\d.]+ s "
+        r"\([\d,]+ tokens/s\); peak memory [\d.]+ [MG]B\n",
+        done.stdout,
+    )
+    answer = json.loads(command(*arguments, "--json", "--store-dtype", "float32").stdout)
+    assert answer["plan"]["bytes"] == answer["plan"]["tokens"] * 3 * 32 * 4
+    assert answer["settings"]["kept_dtype"] == "float32"
+    assert answer["settings"]["row_length"] == 64
+    assert not (tmp_path / "out").exists()
+
+
+def test_massive_tokens_need_not_be_told(model, text, tmp_path):
+    done = command("capture", "-m", model, "-c", text, "--sites", "z.0", "-o", tmp_path / "o", "--massive-at", "none", "--json")
+    answer = json.loads(done.stdout)
+    assert answer["settings"]["massive_at"] is None
+    assert json.loads((tmp_path / "o/index.json").read_text())["median_norm"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--corpus", "nowhere.txt"], "'nowhere.txt' is no file, and no shipped corpus. Shipped ones: handbook, wikipedia"),
+        (["--column", "body", "--corpus", "JSON"], "has no text in 'body'; it has text. Name it with column="),
+        (["--sites", "resid_post.9"], "do not lie in this model of 3 layers"),
+        (["--sites", "pattern.1"], "Site 'pattern.1' holds pairs of tokens"),
+        (["--sites", "router_logits.1"], "this layer has no experts to choose from"),
+        (["--length", 65], "Rows of 65 tokens do not fit the context of"),
+        (["--max-bytes", "1e3"], "more than the 1 kB allowed. Take fewer sites, layers or tokens, or a smaller dtype"),
+        (["--massive-at", "resid_post"], "names 3 sites where one is wanted"),
+        (["--out", "OUT/texts.txt"], "cannot be written"),
+    ],
+)  # fmt: skip
+def test_mistakes_of_captures_are_one_line(model, text, tmp_path, arguments, said):
+    (tmp_path / "c.jsonl").write_text('{"text": "a"}\n')
+    chosen = {"--corpus": text, "--sites": "resid_post", "--out": tmp_path / "out"}
+    for option, value in zip(arguments[::2], arguments[1::2], strict=True):
+        chosen[option] = {"JSON": tmp_path / "c.jsonl"}.get(value, str(value).replace("OUT", str(tmp_path)))
+    one_line(command("capture", "-m", model, *(part for pair in chosen.items() for part in pair)), 2, said)
+    assert not (tmp_path / "out/.job").exists()
+
+
+def test_a_folder_in_use_is_one_line(model, text, tmp_path):
+    with FileLock(tmp_path / ".lock"):
+        one_line(command("capture", "-m", model, "-c", text, "--sites", "z.0", "-o", tmp_path), 2, "Another job is writing to")
+
+
+def test_corpora_lists_what_is_shipped():
+    answer = json.loads(command("corpora", "--json").stdout)["corpora"]
+    assert set(answer) == {"wikipedia", "wordnet", "handbook"}
+    done = command("corpora")
+    for name, about in answer.items():
+        assert name in done.stdout
+        assert f"{about['documents']:,}" in done.stdout
+        assert about["closeness"] in done.stderr

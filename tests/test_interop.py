@@ -1,4 +1,4 @@
-"""TransformerLens's and nnsight's models taken in, captures handed out, and nnsight as the reader.
+"""TransformerLens's and nnsight's models taken in, captures and stores handed out, and nnsight as the reader.
 
 What needs the libraries themselves is slow, as `make test-all` installs them; the rest runs against stand-ins of their shape.
 """
@@ -18,7 +18,7 @@ import workbench as wb
 from workbench.attention import INSIDE
 from workbench.checks.check import error
 from workbench.checks.still import sites_of
-from workbench.errors import MissingPackage, RemoteUnavailable, UnknownModel, UnknownOption, UnknownSite
+from workbench.errors import BadCorpus, MissingPackage, RemoteUnavailable, UnknownModel, UnknownOption, UnknownSite
 from workbench.interop.wrapped import unwrapped
 from workbench.sites import Site
 from workbench.tracer import edited
@@ -428,3 +428,49 @@ def test_a_remote_capture_survives_the_way_to_a_server(tmp_path, monkeypatch):
     loaded = wb.load(unloaded)
     assert unloaded.dispatched
     assert torch.equal(wb.capture(loaded, batch, "q.1")["q.1"], wb.capture(tiny_model("llama"), batch, "q.1")["q.1"])
+
+
+@needs_the_libraries
+def test_sae_lens_trains_on_a_store(tmp_path):
+    """Its own trainer takes the store's batches as they come, and what it trains explains them better and better."""
+    from sae_lens import LoggingConfig, SAETrainer, StandardTrainingSAE, StandardTrainingSAEConfig
+    from sae_lens.config import SAETrainerConfig
+
+    texts = [f"{'abcdefghijklmnop'[i % 16]} dog{i} saw {i % 7} cats" for i in range(200)]
+    store = wb.capture_to_store(tiny_model("llama"), texts, "resid_post.1", tmp_path, shard_tokens=500, progress=False)
+    torch.manual_seed(0)
+    sae = StandardTrainingSAE(StandardTrainingSAEConfig(d_in=32, d_sae=128, l1_coefficient=0.01, dtype="float32"))
+    cfg = SAETrainerConfig(
+        total_training_samples=300 * 256, train_batch_size_samples=256, lr=3e-3, lr_end=3e-4,
+        logger=LoggingConfig(log_to_wandb=False),
+    )  # fmt: skip
+    provider = store.batches("resid_post.1", cfg.train_batch_size_samples, epochs=None, dtype=torch.float32)
+    trainer = SAETrainer(cfg, sae, data_provider=provider)
+    everything = store.read("resid_post.1").float()
+
+    def unexplained():
+        with torch.no_grad():
+            return float((sae(everything) - everything).pow(2).sum() / (everything - everything.mean(0)).pow(2).sum())
+
+    before, losses = unexplained(), []
+    step = trainer.step
+    trainer.step = lambda batch: losses.append(float((out := step(batch)).loss)) or out
+    trainer.fit()
+    assert len(losses) >= 300
+    assert sum(losses[-20:]) < 0.2 * sum(losses[:20])
+    assert unexplained() < 0.1 < before
+
+
+@needs_the_libraries
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_dataset_of_the_datasets_library_is_a_corpus(streaming):
+    from datasets import Dataset
+
+    texts = ["a dog", "", "and a cat", "b"]
+    dataset = Dataset.from_dict({"body": texts, "id": list("wxyz"), "n": [1, 2, 3, 4]})
+    model = tiny_model("llama")
+    corpus = wb.Corpus(dataset.to_iterable_dataset() if streaming else dataset, column="body")
+    assert list(corpus.documents()) == list(zip("wxyz", texts, strict=True))
+    assert corpus.count(model)[1:3] == wb.Corpus(texts).count(model)[1:3]
+    with pytest.raises(BadCorpus, match=r"no column 'text'; it has body, id, n"):
+        list(wb.Corpus(dataset).rows(model))
