@@ -298,6 +298,13 @@ def test_what_a_dtype_cannot_hold_is_named_and_a_sum_that_it_cannot_is_not(llama
         list(streamed(llama, sites="resid_post.1", dtype=torch.float16))
 
 
+def test_a_norm_that_is_no_number_tells_no_massive_tokens(llama):
+    with wb.intervene(llama, wb.replace("resid_post.1", lambda value: value * float("nan"))):
+        with pytest.raises(NotFinite, match=r"^resid_post\.1 holds NaN or infinity, .*Name another site with massive_at"):
+            list(streamed(llama, sites=["resid_post.0"]))
+        assert len(list(streamed(llama, sites=["resid_post.0"], massive_at="resid_post.0")))
+
+
 def test_padding_is_never_looked_at(llama):
     """Rows beside a longer one: what stands in the padding may be anything."""
 

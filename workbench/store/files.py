@@ -89,7 +89,8 @@ def clear(folder: Path) -> None:
     """Take away what a killed job had not finished, and after the last write all that only the job needs.
 
     While files of it are there, a folder with an index is whole, but not clean."""
-    for half in [*folder.glob(".*.partial"), *folder.glob(f"{JOB}/*.partial"), *folder.glob(f"{JOB}/.*.partial")]:
+    staged_here = [half for name in (INDEX, TOKENS) for half in folder.glob(f".{name}.*.partial")]
+    for half in [*staged_here, *folder.glob(f"{JOB}/*.partial"), *folder.glob(f"{JOB}/.*.partial")]:
         half.unlink(missing_ok=True)
     if (folder / INDEX).is_file():
         shutil.rmtree(folder / JOB, ignore_errors=True)

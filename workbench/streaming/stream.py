@@ -20,7 +20,7 @@ from workbench.activations import MASSIVE as MASSIVE_TIMES
 from workbench.activations import PAIRS
 from workbench.capturing import keeping
 from workbench.corpus.corpus import EARLY_UNTIL, MASSIVE, ORDINARY, STRATA, Corpus, Row, Tally
-from workbench.errors import OutOfMemory, UnknownSite
+from workbench.errors import NotFinite, OutOfMemory, UnknownSite
 from workbench.heap import keep_pages
 from workbench.model import LanguageModel
 from workbench.sites import Site, parse_sites
@@ -258,6 +258,11 @@ class Stream:
             if state.median_norm is None:
                 later = tokens.pos >= EARLY_UNTIL
                 state.median_norm = float(np.median(found[later] if later.any() else found))
+                if not math.isfinite(state.median_norm):
+                    raise NotFinite(
+                        f"{self.massive_at} holds NaN or infinity, so that massive tokens cannot be told by it. Name another "
+                        "site with massive_at, or None, or find where they arise with wb.capture."
+                    )
             massive = (tokens.stratum == ORDINARY) & (found > MASSIVE_TIMES * state.median_norm)
             tokens = tokens._replace(stratum=np.where(massive, np.int8(MASSIVE), tokens.stratum))
         names = {ordinal: name for row in one.rows for ordinal, name in row.ids.items()}
