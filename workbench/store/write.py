@@ -256,8 +256,8 @@ class _Writer:
         except (OSError, CannotWrite) as error:
             reason = error.strerror or error if isinstance(error, OSError) else error
             raise CannotWrite(
-                f"The store in {str(self.folder)!r} could not be written on ({reason}). Finished shards stay: make room, and give "
-                "the same command again."
+                f"The store in {str(self.folder)!r} could not be written on ({reason}). Finished shards stay: make room, and "
+                "give the same command again."
             ) from None
 
     def _put(self, batch: TokenBatch, first: int) -> None:
