@@ -15,32 +15,14 @@ from importlib.util import find_spec
 
 import torch
 from measuring import peak_extra_bytes, ratio, seconds
-from transformers import AutoModelForCausalLM, LlamaConfig
+from models import SHAPES, loaded
 
 import workbench as wb
 from workbench import capturing
-from workbench.embedded import DEFAULT, EMBEDDED
 from workbench.model import Batch
 from workbench.sites import parse_sites
 
 SITES = ["resid_post", "attn_out", "mlp_out", "mlp_post"]
-LLAMA_8B = {
-    "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "num_key_value_heads": 8, "vocab_size": 128_256, "max_position_embeddings": 8192, "rope_theta": 500_000.0,
-}  # fmt: skip
-
-
-def loaded(options: argparse.Namespace) -> wb.LanguageModel:
-    device, dtype = options.device, getattr(torch, options.dtype)
-    if options.shape == "smollm2" and EMBEDDED[DEFAULT].is_pulled:
-        return wb.load(device=device, dtype=dtype)
-    from families import tiny_tokenizer
-
-    shape = LLAMA_8B if options.shape == "llama-8b" else {**LLAMA_8B, "hidden_size": 576, "intermediate_size": 1536,
-        "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49_152}  # fmt: skip
-    with torch.device(device):
-        hf = AutoModelForCausalLM.from_config(LlamaConfig(**shape), dtype=dtype)
-    return wb.load(hf, tokenizer=tiny_tokenizer())
 
 
 @torch.no_grad()
@@ -48,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--shape", choices=["smollm2", "llama-8b"], default="smollm2")
+    parser.add_argument("--shape", choices=SHAPES, default="smollm2")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=9)
@@ -56,7 +38,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     torch.manual_seed(0)
-    model = loaded(options)
+    model = loaded(options.shape, options.device, options.dtype)
     tokens = torch.randint(0, 256, (options.batch, options.length), device=model.device)
     batch = Batch(tokens, torch.ones_like(tokens, dtype=torch.bool))
     sites = [str(site) for site in parse_sites(SITES, model.n_layers)]

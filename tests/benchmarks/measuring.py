@@ -11,11 +11,16 @@ import torch
 Work = Callable[[], object]
 
 
-def seconds(variants: Mapping[str, Work], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each variant in each round. They take turns, so that a machine whose speed drifts slows them all."""
+def seconds(variants: Mapping[str, Work], rounds: int, tidy: Work = lambda: None) -> dict[str, list[float]]:
+    """Seconds of each variant in each round. They take turns, so that a machine whose speed drifts slows them all.
+
+    Args:
+        tidy: What is done before each, and not counted.
+    """
     found: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, run in variants.items():
+            tidy()
             wait()
             started = time.perf_counter()
             run()

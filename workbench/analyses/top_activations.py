@@ -221,7 +221,10 @@ def _examples(units: list[Units], running: list[UnitStatistics], quantiles: Sequ
 
 def _in_text(examples: pd.DataFrame, flow: Stream, context: int) -> pd.DataFrame:
     """The examples with their tokens and the text around, for which the corpus is read, not run, again."""
-    rows, pos = examples["key"].to_numpy() >> _POS_BITS, examples["key"].to_numpy() & ((1 << _POS_BITS) - 1)
+    import pandas as pd
+
+    keys, which = np.unique(examples["key"].to_numpy(), return_inverse=True)  # many units share a token
+    rows, pos = keys >> _POS_BITS, keys & ((1 << _POS_BITS) - 1)
     wanted, strings = set(rows.tolist()), flow.model.token_strings
     texts = {row.index: row for row in flow.corpus.rows(flow.model) if row.index in wanted}
     columns: dict[str, list[Any]] = {name: [] for name in ("document_id", "token_id", "token", "before", "after")}
@@ -234,8 +237,9 @@ def _in_text(examples: pd.DataFrame, flow: Stream, context: int) -> pd.DataFrame
         columns["token"].append(strings[ids[here]])
         columns["before"].append("".join(strings[i] for i in ids[:here]))
         columns["after"].append("".join(strings[i] for i in ids[here + 1 :]))
-    found = examples.drop(columns="key").assign(row=rows, pos=pos, **columns)
-    return found[[*examples.columns[:-1], "document_id", "row", "pos", "token_id", "token", "before", "after"]]
+    tokens = pd.DataFrame({"row": rows, "pos": pos} | columns)
+    order = ["document_id", "row", "pos", "token_id", "token", "before", "after"]
+    return pd.concat([examples.drop(columns="key"), tokens.iloc[which][order].reset_index(drop=True)], axis=1)
 
 
 def _statistics(units: list[Units], running: list[UnitStatistics], quantiles: Sequence[float]) -> pd.DataFrame:

@@ -85,17 +85,19 @@ def capture(
         max_bytes=max_bytes, progress=not json,
     )  # fmt: skip
     note(corpus=texts.settings, sites=[str(site) for site in job.stream.sites])
+    plan = job.stream.plan()
     if dry_run:
         if json:
-            emit_json({"plan": job.plan._asdict(), "settings": job.settings})
+            emit_json({"plan": plan._asdict(), "settings": job.settings})
         else:
-            print(job.plan)
+            print(plan)
         return
+    say(str(plan))
     store = job.run()
     note(corpus=texts.settings | {"tokens_hash": store.settings["tokens_hash"]})
     wrote(out / INDEX, out / TOKENS)  # the index has the hashes of the shards
     if json:
-        emit_json({"out": str(out), "tokens": len(store), "plan": job.plan._asdict(), "settings": store.settings})
+        emit_json({"out": str(out), "tokens": len(store), "plan": plan._asdict(), "settings": store.settings})
     else:
         print(store)
         say(f"\nRead it:  store = wb.ActivationStore({str(out)!r}); store.read({store.sites[0]!r})")

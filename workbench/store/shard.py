@@ -10,6 +10,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -62,10 +63,11 @@ class Shard:
 
     def finish(self, to: Path) -> str:
         """Its SHA-256; the file lies at its place, on the disk itself, when this returns."""
-        os.fsync(self._file)
         os.lseek(self._file, 0, os.SEEK_SET)
-        with os.fdopen(self._file, "rb", closefd=False) as file:
+        with ThreadPoolExecutor(1) as beside, os.fdopen(self._file, "rb", closefd=False) as file:
+            synced = beside.submit(os.fsync, self._file)  # the disk works while we hash
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            synced.result()
         self.path.replace(to)
         self._close()
         return sha256

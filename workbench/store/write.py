@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,7 @@ from workbench.store import files
 from workbench.store.files import JOB, Record, shard_name
 from workbench.store.shard import DTYPES, Shard, sha256_of
 from workbench.store.store import ActivationStore
-from workbench.streaming.plan import Plan, shown_bytes
+from workbench.streaming.plan import shown_bytes
 from workbench.streaming.stream import Stream, StreamState, TokenBatch, stream
 from workbench.tracer import is_edited
 
@@ -38,10 +39,11 @@ log = logging.getLogger(__name__)
 SHARD_BYTES = 512_000_000
 """Of a shard, if its number of tokens is not given: few files of a large store, and a short way back after a crash."""
 _ROUND = 1024
-_AHEAD = 2
+_AHEAD = 3
 """Batches that may wait to be written while the model goes on."""
-_WRITERS = 4
-"""Threads that write: copying into the page cache by one alone is slower than fast disks are."""
+_WRITERS, _FINISHERS = 4, max(2, (os.cpu_count() or 1) // 2)
+"""Threads that write, as copying into the page cache by one alone is slower than fast disks are; and that make shards whole:
+enough of them that the disk is never idle."""
 
 
 def capture_to_store(
@@ -81,7 +83,7 @@ def capture_to_store(
 
 
 class StoreJob:
-    """What `capture_to_store` runs; its plan can be asked for first."""
+    """What `capture_to_store` runs; `job.stream.plan()` says first what it will take."""
 
     def __init__(
         self,
@@ -108,17 +110,22 @@ class StoreJob:
         self.edited = is_edited(model)
         self.shard_tokens = shard_tokens or _shard_tokens(self.stream.bytes_per_token)
 
-    @cached_property
-    def plan(self) -> Plan:
-        """What it will take; counting the corpus and running its first batch."""
-        return self.stream.plan()
+    @property
+    def tokens(self) -> int:
+        return self.stream.counted.count.tokens
+
+    @property
+    def bytes(self) -> int:
+        """Of all activations, counted before any is written."""
+        return self.tokens * self.stream.bytes_per_token
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """All that decides the bytes of the store."""
         where = torch.cuda.get_device_name(self.model.device) if self.model.device.type == "cuda" else "cpu"
         return self.model.provenance | self.stream.settings | {
-            "n_layers": self.model.n_layers, "tokens_hash": self.plan.tokens_hash, "shard_tokens": self.shard_tokens,
+            "n_layers": self.model.n_layers, "tokens_hash": self.stream.counted.count.tokens_hash,
+            "shard_tokens": self.shard_tokens,
             "computed_on": where, "threads": torch.get_num_threads() if where == "cpu" else None, "versions": versions(),
             "edited": self.edited,
         }  # fmt: skip
@@ -169,10 +176,10 @@ class StoreJob:
         Raises:
             CannotWrite: if the store would be larger than allowed, or than the disk has room for.
         """
-        needed = self.plan.bytes - written
-        if self.max_bytes is not None and self.plan.bytes > self.max_bytes:
+        needed = self.bytes - written
+        if self.max_bytes is not None and self.bytes > self.max_bytes:
             raise CannotWrite(
-                f"The store would take {shown_bytes(self.plan.bytes)} ({self.plan.tokens:,} tokens of "
+                f"The store would take {shown_bytes(self.bytes)} ({self.tokens:,} tokens of "
                 f"{shown_bytes(self.stream.bytes_per_token)}), more than the {shown_bytes(self.max_bytes)} allowed. Take fewer "
                 "sites, layers or tokens, or a smaller dtype."
             )
@@ -187,7 +194,7 @@ class StoreJob:
         files.write_index(
             self.folder,
             {
-                "tokens": self.plan.tokens,
+                "tokens": self.tokens,
                 "dtype": str(self.dtype).removeprefix("torch."),
                 "sites": {str(site): list(shape) for site, shape in self.shapes.items()},
                 **self.stream.state.to_json(),
@@ -229,9 +236,9 @@ class _Writer:
         """
         job = self.job
         state = job.stream.state.to_json()
-        with ThreadPoolExecutor(_WRITERS) as self.threads:
+        with ThreadPoolExecutor(_WRITERS) as self.threads, ThreadPoolExecutor(_FINISHERS) as self.finishers:
             try:
-                for batch, first in job.stream.after(self.written, job.plan.tokens):
+                for batch, first in job.stream.after(self.written, job.tokens):
                     if job.stream.state.to_json() != state:
                         state = job.stream.state.to_json()
                         job.save_state()  # before any shard that it decides is finished
@@ -242,6 +249,7 @@ class _Writer:
                         _wait(futures)
             finally:
                 self.threads.shutdown(cancel_futures=True)
+                self.finishers.shutdown(cancel_futures=True)
                 for shard in self.open:
                     shard.drop()
 
@@ -265,7 +273,7 @@ class _Writer:
         futures: list[Future[None]] = []
         while first < batch.tokens.n:
             if self.shard is None:
-                left = self.job.plan.tokens - self.written
+                left = self.job.tokens - self.written
                 path = self.folder / JOB / f"{shard_name(self.shards)}.partial"
                 shapes = {str(site): shape for site, shape in self.job.shapes.items()}
                 self.shard = Shard(path, shapes, min(self.job.shard_tokens, left), self.job.dtype)
@@ -278,7 +286,7 @@ class _Writer:
             self.columns.append(_columns(batch, slice(first, first + n)))
             self.filled, self.written, first = self.filled + n, self.written + n, first + n
             if self.filled == self.shard.tokens:
-                futures.append(self.threads.submit(self._finish, self.shard, self.shards - 1, self.columns, self.unwritten))
+                futures.append(self.finishers.submit(self._finish, self.shard, self.shards - 1, self.columns, self.unwritten))
                 self.shard = None
         self.pending.append(futures)
         while len(self.pending) > _AHEAD:

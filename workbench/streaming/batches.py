@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from workbench.corpus.corpus import Row, strata
 from workbench.errors import UnknownOption
@@ -72,6 +73,16 @@ def batch_of(rows: list[Row], model: LanguageModel) -> Batch:
     for i, row in enumerate(rows):
         tokens[i, : len(row)], mask[i, : len(row)] = torch.from_numpy(row.tokens), True
     return Batch(tokens.to(model.device, non_blocking=True), mask.to(model.device, non_blocking=True))
+
+
+def real_tokens(rows: list[Row], device: torch.device) -> Tensor | None:
+    """Where the real tokens stand in the flattened padded batch; None if none is padding. Counted on the CPU: asking a mask on
+    a GPU would wait for all that the GPU has yet to do."""
+    length = len(rows[0])
+    if all(len(row) == length for row in rows):
+        return None
+    index = np.concatenate([np.arange(i * length, i * length + len(row)) for i, row in enumerate(rows)])
+    return torch.from_numpy(index).to(device, non_blocking=True)
 
 
 def tokens_of(rows: list[Row], special: np.ndarray) -> Tokens:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from workbench.errors import NotFinite
-from workbench.model import Batch
 from workbench.tracer import Place
 
 
@@ -20,7 +19,8 @@ from workbench.tracer import Place
 class Flat:
     """Called with each place's tensor `[batch, pos, …]`, gives what is kept of it, `[token, …]`."""
 
-    batch: Batch
+    real: Tensor | None
+    """Where the real tokens stand in the flattened batch; None: all are real."""
     dtype: torch.dtype | None
     device: torch.device
     """Where what is kept goes."""
@@ -31,14 +31,10 @@ class Flat:
     _sums: dict[Place, Tensor] = field(default_factory=dict)
     _copied: "torch.cuda.Event | None" = None
 
-    def __post_init__(self) -> None:
-        mask = self.batch.mask
-        self.index = None if bool(mask.all()) else mask.flatten().nonzero().squeeze(1)
-
     def __call__(self, place: Place, value: Tensor) -> Tensor:
         value = value.flatten(0, 1)
-        if self.index is not None:
-            value = value.index_select(0, self.index.to(value.device))
+        if self.real is not None:
+            value = value.index_select(0, self.real.to(value.device))
         if place == self.normed:
             self.norms = value.flatten(1).float().norm(dim=1)
         if place not in self.wanted:
@@ -72,7 +68,8 @@ class Flat:
         if self._copied is not None:
             self._copied.synchronize()
         # All sums are read at once: on a GPU, waiting for each in turn would show.
-        sums = torch.stack([total.to(self.batch.tokens.device) for total in self._sums.values()])
+        totals = list(self._sums.values())
+        sums = torch.stack([total.to(totals[0].device) for total in totals])
         if bool(torch.isfinite(sums).all()):
             return
         for place in self._sums:

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,12 +20,12 @@ from tqdm.auto import tqdm
 from workbench.activations import MASSIVE as MASSIVE_TIMES
 from workbench.activations import PAIRS
 from workbench.capturing import keeping
-from workbench.corpus.corpus import EARLY_UNTIL, MASSIVE, ORDINARY, STRATA, Corpus, Row, Tally
+from workbench.corpus.corpus import EARLY_UNTIL, MASSIVE, ORDINARY, STRATA, Corpus, Count, Row, Tally
 from workbench.errors import NotFinite, OutOfMemory, UnknownSite
 from workbench.heap import keep_pages
 from workbench.model import LanguageModel
 from workbench.sites import Site, parse_sites
-from workbench.streaming.batches import WINDOW, Tokens, batch_of, batched, fitting, padded_tokens, tokens_of
+from workbench.streaming.batches import WINDOW, Tokens, batch_of, batched, fitting, padded_tokens, real_tokens, tokens_of
 from workbench.streaming.flat import Flat
 from workbench.streaming.plan import Plan, peak_memory
 
@@ -102,6 +103,16 @@ class TokenBatch(Mapping[str, Tensor]):
         )  # fmt: skip
 
 
+class Counted(NamedTuple):
+    """A corpus in batches."""
+
+    count: Count
+    batches: int
+    padded_tokens: int
+    first: list[Row]
+    """The rows of the first batch."""
+
+
 class Stream:
     """An iterable of `TokenBatch`es; each iteration runs the model over the corpus anew, and gives the same."""
 
@@ -139,8 +150,9 @@ class Stream:
         size = (self.dtype or self.model.dtype).itemsize
         return sum(size * math.prod(self.shape(site)) for site in self.sites)
 
-    def plan(self) -> Plan:
-        """Read the corpus once, run the model on the first batch, the longest of its window, and say what the whole will take.
+    @cached_property
+    def counted(self) -> Counted:
+        """The corpus in batches, read once.
 
         Raises:
             BadCorpus: if there is no text in the corpus.
@@ -150,15 +162,24 @@ class Stream:
         for rows in batched(tally.of(self.corpus.rows(self.model)), self.batch_tokens):
             first = first or rows
             padded, batches = padded + padded_tokens(rows), batches + 1
-        started = time.perf_counter()
-        for _ in self._run([(0, first)], StreamState()):
+        return Counted(tally.count, batches, padded, first)
+
+    def plan(self) -> Plan:
+        """Count the corpus, run the model on the first batch, the longest of its window, and say what the whole will take.
+
+        Raises:
+            BadCorpus: if there is no text in the corpus.
+        """
+        counted, started = self.counted, time.perf_counter()
+        for _ in self._run([(0, counted.first)], StreamState()):
             pass
-        seconds = time.perf_counter() - started
-        count = tally.count
+        seconds = (time.perf_counter() - started) * counted.padded_tokens / padded_tokens(counted.first)
+        count = counted.count
         return Plan(
             documents=count.documents, rows=count.rows, tokens=count.tokens, tokens_hash=count.tokens_hash,
-            padding=round(1 - count.tokens / padded, 4), batches=batches, bytes=count.tokens * self.bytes_per_token,
-            seconds=round(seconds * padded / padded_tokens(first), 1), peak_memory_bytes=peak_memory(self.model.device),
+            padding=round(1 - count.tokens / counted.padded_tokens, 4), batches=counted.batches,
+            bytes=count.tokens * self.bytes_per_token, seconds=round(seconds, 1),
+            peak_memory_bytes=peak_memory(self.model.device),
         )  # fmt: skip
 
     def __iter__(self) -> Iterator[TokenBatch]:
@@ -238,7 +259,7 @@ class Stream:
     def _tried(self, index: int, rows: list[Row]) -> _Pass | None:
         """A pass that was started; None if memory ran out."""
         batch = batch_of(rows, self.model)
-        flat = Flat(batch, self.dtype, self.device, self.massive_at, frozenset(self.sites))
+        flat = Flat(real_tokens(rows, self.model.device), self.dtype, self.device, self.massive_at, frozenset(self.sites))
         places = dict.fromkeys(self.sites if self.massive_at is None else [*self.sites, self.massive_at])
         try:
             with keeping(self.model, list(places), select=flat) as kept:
