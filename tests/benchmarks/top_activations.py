@@ -36,8 +36,8 @@ def main() -> None:
     sites = [f"mlp_post.{layer}" for layer in layers]
     flow = wb.stream(model, wb.Corpus("wikipedia", max_tokens=options.tokens), sites, progress=False)
 
-    def body():
-        for rows in batched(flow.corpus.rows(model), flow.batch_tokens):
+    def body(corpus=flow.corpus):
+        for rows in batched(corpus.rows(model), flow.batch_tokens):
             batch = batch_of(rows, model)
             model.hf.model(input_ids=batch.tokens, attention_mask=batch.mask.long(), use_cache=False)
 
@@ -49,6 +49,7 @@ def main() -> None:
         wb.top_activations(model, flow.corpus, sites, progress=False)
 
     few = wb.Corpus("wikipedia", max_tokens=4 * flow.batch_tokens)
+    body(few)  # the warm-up
     extra = peak_extra_bytes(lambda: wb.top_activations(model, few, sites, progress=False), model.device)
     variants = {"body alone": body, "wb.stream of the same sites": streamed, "wb.top_activations": top}
     times = seconds(variants, options.rounds)
