@@ -32,6 +32,9 @@ bench: $(VENV)/dev
 	$(BIN)/workbench pull
 	$(BIN)/python tests/benchmarks/neuron_map.py
 	$(BIN)/python tests/benchmarks/capture.py
+	$(BIN)/python tests/benchmarks/store.py
+	$(BIN)/python tests/benchmarks/reading.py
+	$(BIN)/python tests/benchmarks/top_activations.py --tokens 50000
 	$(BIN)/python tests/benchmarks/command_line.py
 	$(BIN)/python tests/benchmarks/self_check.py
 

@@ -349,3 +349,16 @@ def test_numbers_out_of_range_are_refused():
     for options in ({"length": 1}, {"max_tokens": 0}):
         with pytest.raises(UnknownOption, match="rows need 2 tokens or more, and the corpus 1 or more"):
             wb.Corpus(["a"], **options)
+
+
+def test_a_corpus_that_may_be_endless_is_told():
+    class Streaming:
+        features = ("text",)
+
+        def __iter__(self):
+            while True:
+                yield {"text": "on and on"}
+
+    assert not wb.Corpus(Streaming()).is_finite
+    assert wb.Corpus(Streaming(), max_tokens=9).is_finite
+    assert wb.Corpus(["a text"]).is_finite

@@ -422,3 +422,21 @@ def test_a_run_that_is_not_there_is_one_line(name, text, tmp_path):
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert text in line
+
+
+def test_a_capture_is_run_again_to_the_same_bytes(model, tmp_path):
+    """With what it prints, of which the time and the memory that its plan tells are another each time."""
+    text = tmp_path / "text.txt"
+    text.write_text("The dog sleeps in the sun.\n\nA cat looks out of the window, and a bird flies by.")
+    done = command(
+        "capture", "--model", model, "--corpus", text, "--sites", "resid_post", "--out", tmp_path / "store", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "store" / "run.json").read_text())["run"]
+    assert record["corpus"]["tokens_hash"]
+    assert record["sites"] == ["resid_post.0", "resid_post.1", "resid_post.2"]
+    again = command("replay", tmp_path / "store", "--json")
+    assert again.returncode == 0, again.stderr
+    answer = json.loads(again.stdout)
+    assert answer["reproduced"]
+    assert {file["file"] for file in answer["files"]} == {"index.json", "tokens.parquet", "stdout"}

@@ -39,7 +39,7 @@ from workbench.errors import (
     UnknownSite,
     WorkbenchError,
 )
-from workbench.store import files, write
+from workbench.store import files, write, writer
 from workbench.store import store as store_module
 from workbench.streaming.stream import Stream
 
@@ -120,7 +120,7 @@ def failing(place, name, n, error):
 
 def interrupted(model, folder, *, n=12, **options):
     """A job that is stopped by Ctrl-C after some batches."""
-    with nothing_leaks(), failing(write, "_columns", n, KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
+    with nothing_leaks(), failing(writer, "_columns", n, KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
         captured(model, folder, **options)
     assert (folder / ".job/job.json").is_file()
 
@@ -229,7 +229,7 @@ def test_a_store_that_is_whole_is_not_written_again(llama, copied, caplog):
     (copied / ".job").mkdir()
     (copied / ".job/job.json").write_text("{}")  # as a kill in the last moment leaves it
     (copied / ".tokens.parquet.1.partial").touch()
-    with failing(write, "_Writer", 0, AssertionError("something was written")):
+    with failing(write, "Writer", 0, AssertionError("something was written")):
         captured(llama, copied)
     assert "is whole already" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in copied.glob("*.*")} == before

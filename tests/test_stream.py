@@ -183,11 +183,11 @@ def test_the_plan_is_what_comes(llama):
     assert plan.bytes == sum(values.nbytes for batch in batches for values in batch.values())
     given = sum(batch.tokens.pos.max() + 1 for batch in batches for _ in set(batch.tokens.row.tolist()))
     assert plan.padding == round(1 - plan.tokens / given, 4) > 0
-    assert plan.peak_memory_bytes is not None
-    assert plan.peak_memory_bytes > 1e8
+    assert plan.peak_bytes is not None
+    assert plan.peak_bytes > 1e8
     assert plan.seconds >= 0
     assert stream.state.median_norm is not None  # from the batches, not from the plan
-    assert streamed(llama).plan()._replace(seconds=0, peak_memory_bytes=0) == plan._replace(seconds=0, peak_memory_bytes=0)
+    assert streamed(llama).plan()._replace(seconds=0, peak_bytes=0) == plan._replace(seconds=0, peak_bytes=0)
     assert streamed(llama, wb.Corpus(["ab" * 32] * 4)).plan().padding == 0
 
 
@@ -197,7 +197,7 @@ def test_a_plan_in_words():
         "3 documents, 4 rows, 5,000 tokens in 7 batches (25.0% padding); keeps 1.5 GB; about 6.67 min (12 tokens/s); "
         "peak memory 2 MB"
     )
-    assert str(plan._replace(peak_memory_bytes=None)).endswith("peak memory unknown")
+    assert str(plan._replace(peak_bytes=None)).endswith("peak memory unknown")
     assert [shown_bytes(n) for n in (0, 999, 1000, 2.5e12)] == ["0 B", "999 B", "1 kB", "2.5 TB"]
     assert [shown_seconds(n) for n in (0.5, 99, 600, 36_000)] == ["0.5 s", "99 s", "10 min", "10 h"]
 
@@ -377,8 +377,8 @@ def test_a_budget_below_one_token_is_refused(llama):
 
 def test_progress_is_counted_in_tokens(llama, capsys):
     stream = wb.stream(llama, TEXTS, "resid_post.0", batch_tokens=100)
-    total = stream.plan().tokens
-    list(stream.batches(0, total))
+    total = wb.Corpus(TEXTS).count(llama).tokens
+    list(stream)
     shown = capsys.readouterr().err
     assert "stream: 100%" in shown
     assert f"{total}/{total}" in shown

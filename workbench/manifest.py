@@ -24,7 +24,7 @@ from workbench.results import versions
 
 log = logging.getLogger("workbench")
 
-_SECONDS = re.compile(r'("(?:\w+_)?seconds": )[-+.\de]+')
+_PASSING = re.compile(r'("(?:\w+_)?(?:seconds|peak_bytes)": )[-+.\de]+')
 
 
 @dataclass
@@ -124,7 +124,7 @@ def file_hash(file: Path) -> str:
 class Heard:
     """A stream that hashes what passes through it, line by line.
 
-    Numbers of JSON keys that end in `seconds` are left out, as no two runs take the same time.
+    Numbers of JSON keys that end in `seconds` or `peak_bytes` are left out, as no two runs take the same.
     """
 
     def __init__(self, stream: Any, spelling: dict[str, str] | None = None):
@@ -151,7 +151,7 @@ class Heard:
     def _hash(self, text: str) -> None:
         for ours, theirs in self._spelling.items():
             text = text.replace(ours, theirs)
-        heard = _SECONDS.sub(r"\1_", text).encode("utf-8", "surrogateescape")
+        heard = _PASSING.sub(r"\1_", text).encode("utf-8", "surrogateescape")
         self._digest.update(heard)
         self._bytes += len(heard)
 

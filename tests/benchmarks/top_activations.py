@@ -12,7 +12,7 @@ import statistics
 import warnings
 
 import torch
-from measuring import peak_extra_bytes, ratio, seconds
+from measuring import ratio, seconds
 from models import SHAPES, loaded
 
 import workbench as wb
@@ -49,8 +49,8 @@ def main() -> None:
         wb.top_activations(model, flow.corpus, sites, progress=False)
 
     few = wb.Corpus("wikipedia", max_tokens=4 * flow.batch_tokens)
-    body(few)  # the warm-up
-    extra = peak_extra_bytes(lambda: wb.top_activations(model, few, sites, progress=False), model.device)
+    body(few)  # the warm-up of both
+    wb.top_activations(model, few, sites, progress=False)
     variants = {"body alone": body, "wb.stream of the same sites": streamed, "wb.top_activations": top}
     times = seconds(variants, options.rounds)
     table = [
@@ -65,10 +65,7 @@ def main() -> None:
         "weights": model.name, "layers": layers, "units": 4 * model.d_mlp, "batch_tokens": flow.batch_tokens,
         "torch": torch.__version__,
     }  # fmt: skip
-    extra_mb = round(extra / 1e6, 1)
-    print(
-        json.dumps({"benchmark": "top_activations", "settings": settings, "table": table, "peak_extra_mb": extra_mb}, indent=2)
-    )
+    print(json.dumps({"benchmark": "top_activations", "settings": settings, "table": table}, indent=2))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from workbench.corpus.sources import Document, source_of
+from workbench.corpus.sources import Dataset, Document, source_of
 from workbench.errors import BadCorpus, UnknownOption, require_one_of
 from workbench.model import LanguageModel
 
@@ -126,6 +126,12 @@ class Corpus:
                 "a shorter length."
             )
         return self.length
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether it is known to end, so that it can be counted: a streaming dataset may go on for ever."""
+        dataset = self.source.dataset if isinstance(self.source, Dataset) else ()
+        return self.max_tokens is not None or hasattr(dataset, "__len__")
 
     def documents(self) -> Iterator[Document]:
         """The documents, in order."""

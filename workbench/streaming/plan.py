@@ -22,12 +22,12 @@ class Plan(NamedTuple):
     """Of what is kept, all sites and tokens together."""
     seconds: float
     """What the whole would take at the first batch's pace."""
-    peak_memory_bytes: int | None
+    peak_bytes: int | None
     """The most that this process has held up to now, the model included: of the GPU's memory, if the model is there. None where
     the system does not say."""
 
     def __str__(self) -> str:
-        peak = "unknown" if self.peak_memory_bytes is None else shown_bytes(self.peak_memory_bytes)
+        peak = "unknown" if self.peak_bytes is None else shown_bytes(self.peak_bytes)
         return (
             f"{self.documents:,} documents, {self.rows:,} rows, {self.tokens:,} tokens in {self.batches:,} batches "
             f"({self.padding:.1%} padding); keeps {shown_bytes(self.bytes)}; about {shown_seconds(self.seconds)} "

@@ -6,11 +6,10 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,87 +19,21 @@ from tqdm.auto import tqdm
 from workbench.activations import MASSIVE as MASSIVE_TIMES
 from workbench.activations import PAIRS
 from workbench.capturing import keeping
-from workbench.corpus.corpus import EARLY_UNTIL, MASSIVE, ORDINARY, STRATA, Corpus, Count, Row, Tally
+from workbench.corpus.corpus import EARLY_UNTIL, MASSIVE, ORDINARY, Corpus, Count, Row, Tally
 from workbench.errors import NotFinite, OutOfMemory, UnknownSite
 from workbench.heap import keep_pages
 from workbench.model import LanguageModel
 from workbench.sites import Site, parse_sites
-from workbench.streaming.batches import WINDOW, Tokens, batch_of, batched, fitting, padded_tokens, real_tokens, tokens_of
+from workbench.streaming.batches import WINDOW, batch_of, batched, fitting, padded_tokens, real_tokens, tokens_of
 from workbench.streaming.flat import Flat
 from workbench.streaming.plan import Plan, peak_memory
-
-if TYPE_CHECKING:
-    import pandas as pd
+from workbench.streaming.state import Limit, StreamState
+from workbench.streaming.token_batch import TokenBatch
 
 log = logging.getLogger(__name__)
 
 BATCH_TOKENS = {"cuda": 8192, "cpu": 2048}
 """Tokens of a batch, by the kind of device."""
-
-
-class Limit(NamedTuple):
-    """From this row of this batch on, a pass has no more tokens than this: memory had run out."""
-
-    batch: int
-    row: int
-    tokens: int
-
-
-@dataclass
-class StreamState:
-    """What a stream found while it ran, and another one of the same corpus needs to do the very same."""
-
-    median_norm: float | None = None
-    """Of the tokens of the first batch at `massive_at`."""
-    limits: list[Limit] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"median_norm": self.median_norm, "limits": [limit._asdict() for limit in self.limits]}
-
-    @classmethod
-    def from_json(cls, saved: dict[str, Any]) -> StreamState:
-        return cls(saved["median_norm"], [Limit(**limit) for limit in saved["limits"]])
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class TokenBatch(Mapping[str, Tensor]):
-    """Activations of some tokens: `batch["resid_post.3"]` is `[token, d_model]`, real tokens alone, row after row."""
-
-    model: LanguageModel
-    index: int
-    """Of the batch in the stream; parts of one that was halved have the same."""
-    tensors: dict[str, Tensor]
-    tokens: Tokens
-    """Id, document, offset, row, position and stratum of each token."""
-    documents: dict[int, str]
-    """The documents' own names, by ordinal."""
-
-    def __getitem__(self, site: str) -> Tensor:
-        return self.tensors[site if site in self.tensors else str(Site.parse(site, self.model.n_layers))]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.tensors)
-
-    def __len__(self) -> int:
-        return len(self.tensors)
-
-    def __repr__(self) -> str:
-        return f"TokenBatch({self.tokens.n} tokens, {', '.join(self.tensors)})"
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """A row a token: document_id, document, offset, row, pos, token_id, token, stratum."""
-        import pandas as pd
-
-        own = self.tokens
-        return pd.DataFrame(
-            {
-                "document_id": [self.documents[i] for i in own.document.tolist()], "document": own.document,
-                "offset": own.offset, "row": own.row, "pos": own.pos, "token_id": own.token_id,
-                "token": [self.model.token_strings[i] for i in own.token_id.tolist()],
-                "stratum": pd.Categorical.from_codes(own.stratum, categories=list(STRATA)),
-            }
-        )  # fmt: skip
 
 
 class Counted(NamedTuple):
@@ -179,11 +112,12 @@ class Stream:
             documents=count.documents, rows=count.rows, tokens=count.tokens, tokens_hash=count.tokens_hash,
             padding=round(1 - count.tokens / counted.padded_tokens, 4), batches=counted.batches,
             bytes=count.tokens * self.bytes_per_token, seconds=round(seconds, 1),
-            peak_memory_bytes=peak_memory(self.model.device),
+            peak_bytes=peak_memory(self.model.device),
         )  # fmt: skip
 
     def __iter__(self) -> Iterator[TokenBatch]:
-        return self.batches()
+        """With progress, the corpus is counted first, unless it may be endless: then nothing says how long it will take."""
+        return self.batches(0, self.counted.count.tokens if self.progress and self.corpus.is_finite else None)
 
     def batches(self, start: int = 0, total: int | None = None) -> Iterator[TokenBatch]:
         """Batches from one on; the ones before are read, but not run.
