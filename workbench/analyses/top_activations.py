@@ -201,9 +201,9 @@ def _examples(units: list[Units], running: list[UnitStatistics], quantiles: Sequ
     frames = []
     for one, statistics in zip(units, running, strict=True):
         top, keys = statistics.top.cpu().numpy(), statistics.top_keys.cpu().numpy()
-        values, order = statistics.sample.cpu().sort(dim=1)
-        sample, n = statistics.sample_keys.cpu().numpy(), values.shape[1]
-        places = [round(q * (n - 1)) for q in quantiles]
+        values, order = statistics.sample.sort(dim=1)
+        places = [round(q * (values.shape[1] - 1)) for q in quantiles]
+        at_quantiles, their_keys = values[:, places].cpu().numpy(), statistics.sample_keys[order[:, places]].cpu().numpy()
         shape = (len(one), top.shape[1] + len(places))
         found = pd.DataFrame(
             {
@@ -211,8 +211,8 @@ def _examples(units: list[Units], running: list[UnitStatistics], quantiles: Sequ
                 "kind": np.tile(["top"] * top.shape[1] + ["quantile"] * len(places), len(one)),
                 "rank": np.tile([*range(top.shape[1]), *[-1] * len(places)], len(one)),
                 "quantile": np.tile([*[np.nan] * top.shape[1], *quantiles], len(one)),
-                "activation": np.concatenate([top, values[:, places].numpy()], 1).ravel(),
-                "key": np.concatenate([keys, sample[order[:, places].numpy()]], 1).ravel(),
+                "activation": np.concatenate([top, at_quantiles], 1).ravel(),
+                "key": np.concatenate([keys, their_keys], 1).ravel(),
             }
         )  # fmt: skip
         frames.append(found[found["key"] >= 0])
