@@ -20,8 +20,8 @@ from torch import Tensor
 
 from workbench.analyses import unit_folder
 from workbench.analyses.units import Units, units_of
-from workbench.corpus.corpus import STRATA, Corpus
-from workbench.errors import UnknownOption, require_one_of
+from workbench.corpus.corpus import STRATA, Corpus, stratum_indices
+from workbench.errors import UnknownOption
 from workbench.model import LanguageModel
 from workbench.results import Result, versions
 from workbench.sites import parse_sites
@@ -152,9 +152,8 @@ def top_activations(
         UnknownOption: for other options out of range, or if no token is of the strata.
         BadCorpus, NotFinite, OutOfMemory: as `wb.stream`.
     """
-    kinds = [strata] if isinstance(strata, str) else list(strata)
-    for kind in kinds:
-        require_one_of("strata", kind, STRATA)
+    wanted = stratum_indices(strata)
+    kinds = [STRATA[i] for i in wanted]
     if k < 1 or context < 0 or not all(0 <= q <= 1 for q in quantiles):
         raise UnknownOption(
             f"k={k}, context={context}, quantiles={quantiles}: k is 1 or more, context 0 or more, quantiles 0 to 1."
@@ -163,7 +162,6 @@ def top_activations(
     flow = stream(model, corpus, site, batch_tokens=batch_tokens, progress=progress)
     units = [units_of(model, one, index, directions) for one in flow.sites]
     running = [UnitStatistics(len(one), k, model.device, seed=seed) for one in units]
-    wanted = np.array([STRATA.index(kind) for kind in kinds])
     seen = 0
     for batch in flow:
         chosen = np.isin(batch.tokens.stratum, wanted)

@@ -10,6 +10,7 @@ the same layer and side, drawn at random, so that common words help both alike.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from workbench.analyses.neuron_map import NeuronMap, Side, neuron_site
 from workbench.artifacts import output_folder, read_json, staged, write_json
-from workbench.corpus.corpus import STRATA, Corpus
+from workbench.corpus.corpus import STRATA, Corpus, stratum_indices
 from workbench.errors import BadArtifact, OtherJob, UnknownOption, require_one_of
 from workbench.model import LanguageModel
 from workbench.results import Result, versions
@@ -142,7 +143,7 @@ def word_activations(
     corpus: Corpus | Any,
     *,
     words: int = 10,
-    strata: tuple[str, ...] = ("ordinary",),
+    strata: str | Sequence[str] = ("ordinary",),
     seed: int = 0,
     batch_tokens: int | None = None,
     progress: bool = True,
@@ -169,12 +170,12 @@ def word_activations(
         raise UnknownOption(f"The map is of part {own['part']!r}: no site holds the neurons of an expert. Map part 'mlp'.")
     if not 1 <= words <= own["k"]:
         raise UnknownOption(f"words={words} is out of range: the map has {own['k']} top words a neuron.")
-    for kind in strata:
-        require_one_of("strata", kind, STRATA)
+    wanted = stratum_indices(strata)
+    kinds = [STRATA[i] for i in wanted]
     started = time.perf_counter()
     watched = [_Watched(neurons, model, side, layer, words, seed) for side in own["sides"] for layer in own["layers"]]
     flow = stream(model, corpus, [str(one.site) for one in watched], batch_tokens=batch_tokens, progress=progress)
-    wanted, tokens = np.array([STRATA.index(kind) for kind in strata]), 0
+    tokens = 0
     for batch in flow:
         chosen = np.isin(batch.tokens.stratum, wanted).nonzero()[0]
         at = torch.from_numpy(chosen).to(model.device)
@@ -183,9 +184,9 @@ def word_activations(
             one.add(batch[str(one.site)].index_select(0, at), ids)
         tokens += len(chosen)
     if tokens == 0:
-        raise UnknownOption(f"No token of the corpus is of the strata {', '.join(strata)}. Take others, or more text.")
+        raise UnknownOption(f"No token of the corpus is of the strata {', '.join(kinds)}. Take others, or more text.")
     settings = model.provenance | flow.settings | {
-        "sides": own["sides"], "layers": own["layers"], "words": words, "strata": list(strata), "tokens": tokens, "seed": seed,
+        "sides": own["sides"], "layers": own["layers"], "words": words, "strata": kinds, "tokens": tokens, "seed": seed,
         "versions": versions(), "seconds": round(time.perf_counter() - started, 2),
     }  # fmt: skip
     return WordActivations(table=_table(neurons, watched), settings=settings)

@@ -5,19 +5,21 @@ from typing import Annotated
 
 import typer
 
+from workbench.cli.corpus_options import (
+    BatchTokens,
+    Bos,
+    BosOption,
+    Column,
+    CorpusOption,
+    Length,
+    MaxTokens,
+    Packed,
+    load_corpus,
+)
 from workbench.cli.options import Device, DType, Json, Model, Out, Revision, load_model
 from workbench.cli.show import emit_json, say, table
 from workbench.embedded import DEFAULT as DEFAULT_MODEL
 from workbench.manifest import note, wrote
-
-
-class BosOption(StrEnum):
-    """Where the token of beginnings stands."""
-
-    tokenizer = "tokenizer"
-    document = "document"
-    row = "row"
-    never = "never"
 
 
 class StoreDType(StrEnum):
@@ -26,15 +28,6 @@ class StoreDType(StrEnum):
     bfloat16 = "bfloat16"
     float16 = "float16"
     float32 = "float32"
-
-
-CorpusOption = Annotated[str, typer.Option("--corpus", "-c", help="A .txt, .jsonl or .parquet file, or a shipped corpus.")]
-Column = Annotated[str, typer.Option(help="Field of the text, in .jsonl and .parquet.")]
-Length = Annotated[int | None, typer.Option(min=2, help="Tokens of a row; 512, or the model's context, if not given.")]
-Packed = Annotated[bool, typer.Option("--packed", help="Fill rows with one document after the other.")]
-Bos = Annotated[BosOption, typer.Option(help="Where the token of beginnings stands.")]
-MaxTokens = Annotated[int | None, typer.Option(min=1, help="The corpus ends after so many.")]
-BatchTokens = Annotated[int | None, typer.Option(min=1, help="Tokens of a batch: 2,048 on a CPU, 8,192 on a GPU.")]
 
 
 def corpora(json: Json = False) -> None:
@@ -74,17 +67,16 @@ def capture(
     json: Json = False,
 ) -> None:
     """Write a corpus's activations to a folder of safetensors shards; the same command goes on where it was stopped."""
-    from workbench.corpus.corpus import Corpus
     from workbench.store.files import INDEX, TOKENS
     from workbench.store.write import StoreJob
 
-    texts = Corpus(corpus, column=column, length=length, packed=packed, bos=bos.value, max_tokens=max_tokens)
+    texts = load_corpus(corpus, column, length, packed, bos, max_tokens)
     job = StoreJob(
         load_model(model, revision, device, dtype), texts, sites.split(","), out, dtype=store_dtype.value,
         batch_tokens=batch_tokens, shard_tokens=shard_tokens, massive_at=None if massive_at == "none" else massive_at,
         max_bytes=max_bytes, progress=not json,
     )  # fmt: skip
-    note(corpus=texts.settings, sites=[str(site) for site in job.stream.sites])
+    note(sites=[str(site) for site in job.stream.sites])
     plan = job.stream.plan()
     if dry_run:
         if json:

@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.corpus_verbs import BatchTokens, Bos, BosOption, Column, CorpusOption, Length, MaxTokens, Packed
+from workbench.cli.corpus_options import (
+    BatchTokens,
+    Bos,
+    BosOption,
+    Column,
+    CorpusOption,
+    Length,
+    MaxTokens,
+    Packed,
+    load_corpus,
+)
 from workbench.cli.options import Device, DType, Json, Model, Out, Revision, load_model
 from workbench.cli.show import emit_json, say, table
 from workbench.embedded import DEFAULT as DEFAULT_MODEL
@@ -41,11 +51,10 @@ def top_activations(
     """Find the tokens on which neurons, heads or coordinates are most active, and how often they are."""
     from workbench.analyses.top_activations import top_activations as run
     from workbench.artifacts import output_folder
-    from workbench.corpus.corpus import Corpus
 
     output_folder(out)
-    texts = Corpus(corpus, column=column, length=length, packed=packed, bos=bos.value, max_tokens=max_tokens)
-    note(corpus=texts.settings, sites=sites.split(","), seed=seed)
+    texts = load_corpus(corpus, column, length, packed, bos, max_tokens)
+    note(sites=sites.split(","), seed=seed)
     found = run(
         load_model(model, revision, device, dtype), texts, sites.split(","), _numbers(index), k=top_k, context=context,
         strata=strata.split(","), seed=seed, batch_tokens=batch_tokens, progress=not json,
@@ -82,14 +91,13 @@ def word_activations(
     """Does a neuron fire on the word that it decodes to? Every neuron of a map, over text, beside a null."""
     from workbench.analyses.neuron_map import NeuronMap
     from workbench.artifacts import output_folder, write_page
-    from workbench.corpus.corpus import Corpus
 
     output_folder(out)
     neurons = NeuronMap.load(map)
-    texts = Corpus(corpus, column=column, length=length, packed=packed, bos=bos.value, max_tokens=max_tokens)
-    note(corpus=texts.settings, seed=seed)
+    texts = load_corpus(corpus, column, length, packed, bos, max_tokens)
+    note(seed=seed)
     found = neurons.with_activations(
-        load_model(model, revision, device, dtype), texts, words=words, strata=tuple(strata.split(",")), seed=seed,
+        load_model(model, revision, device, dtype), texts, words=words, strata=strata.split(","), seed=seed,
         batch_tokens=batch_tokens, progress=not json,
     )  # fmt: skip
     wrote(found.save(out))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -282,6 +282,18 @@ class Tally:
     def count(self) -> Count:
         """What has passed so far."""
         return Count(self._last + 1, self._rows, self._tokens, self._digest.hexdigest())
+
+
+def stratum_indices(names: str | Sequence[str]) -> list[int]:
+    """Indices into `STRATA` of the kinds of tokens that count.
+
+    Raises:
+        UnknownOption: if there is no such kind.
+    """
+    names = [names] if isinstance(names, str) else list(names)
+    for name in names:
+        require_one_of("strata", name, STRATA)
+    return [STRATA.index(name) for name in names]
 
 
 def strata(tokens: np.ndarray, positions: np.ndarray, special: np.ndarray) -> np.ndarray:

@@ -33,6 +33,7 @@ class Record(NamedTuple):
 
 
 def shard_name(number: int) -> str:
+    """Of its files, without what comes after the dot."""
     return f"shard-{number:05d}"
 
 
@@ -97,6 +98,7 @@ def clear(folder: Path) -> None:
 
 
 def write_index(folder: Path, index: dict[str, Any]) -> None:
+    """The last write of a job: with it the store is whole."""
     write_json(folder / INDEX, {"kind": KIND} | index)
 
 
