@@ -6,16 +6,13 @@ Prints one JSON object. Sites: resid_post, attn_out, mlp_out and mlp_post of all
 without its head), medians of rounds in which the variants take turns. Peers are run where they are installed.
 """
 
-import argparse
 import json
-import logging
 import statistics
-import warnings
 from importlib.util import find_spec
 
 import torch
 from measuring import peak_extra_bytes, ratio, seconds
-from models import SHAPES, loaded
+from models import loaded, options
 
 import workbench as wb
 from workbench import capturing
@@ -27,19 +24,9 @@ SITES = ["resid_post", "attn_out", "mlp_out", "mlp_post"]
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--shape", choices=SHAPES, default="smollm2")
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=9)
-    options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
-    torch.manual_seed(0)
-    model = loaded(options.shape, options.device, options.dtype)
-    tokens = torch.randint(0, 256, (options.batch, options.length), device=model.device)
+    chosen = options(batch=4, length=128, rounds=9)
+    model = loaded(chosen.shape, chosen.device, chosen.dtype)
+    tokens = torch.randint(0, 256, (chosen.batch, chosen.length), device=model.device)
     batch = Batch(tokens, torch.ones_like(tokens, dtype=torch.bool))
     sites = [str(site) for site in parse_sites(SITES, model.n_layers)]
     inputs = {"input_ids": tokens, "attention_mask": batch.mask.long(), "use_cache": False}
@@ -69,17 +56,17 @@ def main() -> None:
         "wb.capture": lambda: wb.capture(model, batch, SITES),
         "wb.capture(finite=False)": lambda: wb.capture(model, batch, SITES, finite=False),
     }
-    if options.shape == "smollm2" and find_spec("transformer_lens"):
-        variants["TransformerLens, names_filter"] = transformer_lens(options, tokens, sites)
+    if chosen.shape == "smollm2" and find_spec("transformer_lens"):
+        variants["TransformerLens, names_filter"] = transformer_lens(chosen, tokens, sites)
     if find_spec("nnsight"):
         variants["nnsight, saving the same"] = nnsight(model, tokens, sites)
-    device = torch.device(options.device)
+    device = torch.device(chosen.device)
     tables, keep_pages = {}, capturing.keep_pages
     for pages in ("as malloc has them", "kept"):
         # The first wb.capture of a process keeps them for the rest of it, and so for all that runs after it.
         capturing.keep_pages = keep_pages if pages == "kept" else lambda: False
         memory = {name: peak_extra_bytes(run, device) for name, run in variants.items()}
-        times = seconds(variants, options.rounds)
+        times = seconds(variants, chosen.rounds)
         tables[pages] = [
             {
                 "variant": name,
@@ -90,15 +77,15 @@ def main() -> None:
             for name, found in times.items()
         ]
     kept = sum(value.nbytes for value in wb.capture(model, batch, SITES).values())
-    settings = vars(options) | {"weights": model.name, "sites": len(sites), "kept_mb": round(kept / 1e6, 1)}
+    settings = vars(chosen) | {"weights": model.name, "sites": len(sites), "kept_mb": round(kept / 1e6, 1)}
     settings["torch"] = torch.__version__
     print(json.dumps({"benchmark": "capture", "settings": settings, "tables, by pages of freed memory": tables}, indent=2))
 
 
-def transformer_lens(options, tokens, sites):
+def transformer_lens(chosen, tokens, sites):
     from transformer_lens.model_bridge import TransformerBridge
 
-    model = wb.load(device=options.device, dtype=getattr(torch, options.dtype))  # a bridge rewrites the model in place
+    model = wb.load(device=chosen.device, dtype=getattr(torch, chosen.dtype))  # a bridge rewrites the model in place
     bridge = TransformerBridge.boot_transformers(str(model.source), hf_model=model.hf, tokenizer=model.tokenizer)
     names = {wb.Site.parse(site, model.n_layers).transformer_lens for site in sites}
     return lambda: bridge.run_with_cache(tokens, names_filter=lambda name: name in names)

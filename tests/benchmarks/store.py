@@ -7,23 +7,19 @@ medians of rounds in which the variants take turns. `of_the_bound` is the speed 
 the body alone and the disk alone (the same bytes from memory to 64 files, eight threads, synced).
 """
 
-import argparse
 import json
-import logging
 import os
 import shutil
 import statistics
 import tempfile
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from measuring import ratio, seconds
-from models import SHAPES, loaded
+from models import loaded, options, run_body
 
 import workbench as wb
-from workbench.streaming.batches import batch_of, batched
 from workbench.streaming.plan import peak_memory
 
 SITE, FILES = "resid_post", 64
@@ -31,29 +27,16 @@ SITE, FILES = "resid_post", 64
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--shape", choices=SHAPES, default="smollm2")
-    parser.add_argument("--tokens", type=int, default=8192)
-    parser.add_argument("--batch-tokens", type=int)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder")
-    options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
-    torch.manual_seed(0)
-    model = loaded(options.shape, options.device, options.dtype)
-    corpus = wb.Corpus("handbook", length=512, packed=True, bos="never", max_tokens=options.tokens)
-    own = {"batch_tokens": options.batch_tokens, "massive_at": None}
+    chosen = options(tokens=8192, batch_tokens=None, rounds=5, folder="")
+    model = loaded(chosen.shape, chosen.device, chosen.dtype)
+    corpus = wb.Corpus("handbook", length=512, packed=True, bos="never", max_tokens=chosen.tokens)
+    own = {"batch_tokens": chosen.batch_tokens, "massive_at": None}
     flow = wb.stream(model, corpus, SITE, dtype=torch.bfloat16, device="cpu", progress=False, **own)
-    work = Path(tempfile.mkdtemp(dir=options.folder))
-    written = options.tokens * flow.bytes_per_token
+    work = Path(tempfile.mkdtemp(dir=chosen.folder or None))
+    written = chosen.tokens * flow.bytes_per_token
 
     def body():
-        for rows in batched(corpus.rows(model), flow.batch_tokens):
-            batch = batch_of(rows, model)
-            model.hf.model(input_ids=batch.tokens, attention_mask=batch.mask.long(), use_cache=False)
+        run_body(model, corpus, flow.batch_tokens)
 
     def streamed():
         for _ in flow:
@@ -87,18 +70,18 @@ def main() -> None:
     for run in variants.values():
         tidy()
         run()
-    times = seconds(variants, options.rounds, tidy)
+    times = seconds(variants, chosen.rounds, tidy)
     shutil.rmtree(work)
     table = [
         {
             "variant": name, "seconds": round(statistics.median(found), 3),
-            "tokens_per_second": round(options.tokens / statistics.median(found)),
+            "tokens_per_second": round(chosen.tokens / statistics.median(found)),
             "ratio_to_body": ratio(found, times["body alone"]),
         }
         for name, found in times.items()
     ]  # fmt: skip
     bound = [max(pair) for pair in zip(times["body alone"], times["disk alone"], strict=True)]
-    settings = vars(options) | {"weights": model.name, "written_gb": round(written / 1e9, 3), "torch": torch.__version__}
+    settings = vars(chosen) | {"weights": model.name, "written_gb": round(written / 1e9, 3), "torch": torch.__version__}
     print(
         json.dumps(
             {

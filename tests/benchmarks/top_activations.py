@@ -5,41 +5,26 @@
 Prints one JSON object. The four layers are spread over the depth, the last among them, so that both go through all of it.
 """
 
-import argparse
 import json
-import logging
 import statistics
-import warnings
 
 import torch
 from measuring import ratio, seconds
-from models import SHAPES, loaded
+from models import loaded, options, run_body
 
 import workbench as wb
-from workbench.streaming.batches import batch_of, batched
 
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--shape", choices=SHAPES, default="smollm2")
-    parser.add_argument("--tokens", type=int, default=200_000)
-    parser.add_argument("--rounds", type=int, default=1)
-    options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
-    torch.manual_seed(0)
-    model = loaded(options.shape, options.device, options.dtype)
+    chosen = options(tokens=200_000, rounds=1)
+    model = loaded(chosen.shape, chosen.device, chosen.dtype)
     layers = [round((model.n_layers - 1) * part) for part in (0.25, 0.5, 0.75, 1)]
     sites = [f"mlp_post.{layer}" for layer in layers]
-    flow = wb.stream(model, wb.Corpus("wikipedia", max_tokens=options.tokens), sites, progress=False)
+    flow = wb.stream(model, wb.Corpus("wikipedia", max_tokens=chosen.tokens), sites, progress=False)
 
     def body(corpus=flow.corpus):
-        for rows in batched(corpus.rows(model), flow.batch_tokens):
-            batch = batch_of(rows, model)
-            model.hf.model(input_ids=batch.tokens, attention_mask=batch.mask.long(), use_cache=False)
+        run_body(model, corpus, flow.batch_tokens)
 
     def streamed():
         for _ in flow:
@@ -52,7 +37,7 @@ def main() -> None:
     body(few)  # the warm-up of both
     wb.top_activations(model, few, sites, progress=False)
     variants = {"body alone": body, "wb.stream of the same sites": streamed, "wb.top_activations": top}
-    times = seconds(variants, options.rounds)
+    times = seconds(variants, chosen.rounds)
     table = [
         {
             "variant": name, "seconds": round(statistics.median(found), 2),
@@ -61,7 +46,7 @@ def main() -> None:
         }
         for name, found in times.items()
     ]  # fmt: skip
-    settings = vars(options) | {
+    settings = vars(chosen) | {
         "weights": model.name, "layers": layers, "units": 4 * model.d_mlp, "batch_tokens": flow.batch_tokens,
         "torch": torch.__version__,
     }  # fmt: skip
