@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 import workbench as wb
 from workbench.analyses.top_activations import TopActivations
-from workbench.analyses.word_activations import WordActivations, area
+from workbench.analyses.word_activations import WordActivations
+from workbench.analyses.word_statistics import area
 from workbench.cli import app
 from workbench.corpus.corpus import STRATA
 from workbench.errors import BadArtifact, LengthMismatch, OtherJob, UnknownOption, UnknownSite

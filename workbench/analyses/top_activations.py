@@ -19,15 +19,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.analyses import unit_folder
-from workbench.analyses.units import Units, units_of
+from workbench.analyses.unit_examples import examples_of, in_context, in_text, keys_of, statistics_of
+from workbench.analyses.units import units_of
 from workbench.corpus.corpus import STRATA, Corpus, stratum_indices
 from workbench.errors import UnknownOption
 from workbench.model import LanguageModel
 from workbench.results import Result, versions
 from workbench.sites import parse_sites
-from workbench.streaming.batches import Tokens
-from workbench.streaming.stream import Stream, stream
-from workbench.unit_statistics import UnitStatistics, bin_edges
+from workbench.streaming.stream import stream
+from workbench.unit_statistics import UnitStatistics
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 QUANTILES = (0.5, 0.75, 0.9, 0.99)
 _UNITS_SHOWN, _EXAMPLES_SHOWN = 3, 5
-_POS_BITS = 20
-"""Of a token's key; the others are its row."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -113,12 +111,6 @@ class TopActivations(Result):
         return own
 
 
-def in_context(example: dict[str, Any], width: int = 48) -> str:
-    """An example on one line, its token in brackets."""
-    before, after = example["before"][-width:], example["after"][:width]
-    return f"{'…' if len(example['before']) > width else ''}{before}[{example['token']}]{after}"
-
-
 def top_activations(
     model: LanguageModel,
     corpus: Corpus | Any,
@@ -173,91 +165,15 @@ def top_activations(
         seen += batch.tokens.n
     if running[0].tokens == 0:
         raise UnknownOption(f"None of the {seen:,} tokens is of the strata {', '.join(kinds)}. Take others, or more text.")
-    examples = _examples(units, running, quantiles)
+    examples = examples_of(units, running, quantiles)
     settings = model.provenance | flow.settings | {
         "n_layers": model.n_layers, "strata": kinds, "tokens": running[0].tokens, "k": k, "quantiles": list(quantiles),
         "context": context, "seed": seed, "units": units[0].kind, "versions": versions(),
         "seconds": round(time.perf_counter() - started, 2),
     }  # fmt: skip
     return TopActivations(
-        table=_in_text(examples, flow, context),
+        table=in_text(examples, flow, context),
         settings=settings,
-        statistics=_statistics(units, running, quantiles),
+        statistics=statistics_of(units, running, quantiles),
         histogram=torch.cat([one.histogram for one in running]).cpu().numpy(),
     )
-
-
-def keys_of(tokens: Tokens) -> np.ndarray:
-    """A number for each token that says where it is: its row and its position there (int64)."""
-    return (tokens.row.astype(np.int64) << _POS_BITS) + tokens.pos
-
-
-def _examples(units: list[Units], running: list[UnitStatistics], quantiles: Sequence[float]) -> pd.DataFrame:
-    """The examples by the keys of their tokens."""
-    import pandas as pd
-
-    frames = []
-    for one, statistics in zip(units, running, strict=True):
-        top, keys = statistics.top.cpu().numpy(), statistics.top_keys.cpu().numpy()
-        values, order = statistics.sample.sort(dim=1)
-        places = [round(q * (values.shape[1] - 1)) for q in quantiles]
-        at_quantiles, their_keys = values[:, places].cpu().numpy(), statistics.sample_keys[order[:, places]].cpu().numpy()
-        shape = (len(one), top.shape[1] + len(places))
-        found = pd.DataFrame(
-            {
-                "site": str(one.site), "layer": one.site.layer, "index": np.repeat(one.index, shape[1]),
-                "kind": np.tile(["top"] * top.shape[1] + ["quantile"] * len(places), len(one)),
-                "rank": np.tile([*range(top.shape[1]), *[-1] * len(places)], len(one)),
-                "quantile": np.tile([*[np.nan] * top.shape[1], *quantiles], len(one)),
-                "activation": np.concatenate([top, at_quantiles], 1).ravel(),
-                "key": np.concatenate([keys, their_keys], 1).ravel(),
-            }
-        )  # fmt: skip
-        frames.append(found[found["key"] >= 0])
-    return pd.concat(frames, ignore_index=True).astype({"layer": "Int64", "rank": "Int64"}).replace({"rank": {-1: pd.NA}})
-
-
-def _in_text(examples: pd.DataFrame, flow: Stream, context: int) -> pd.DataFrame:
-    """The examples with their tokens and the text around, for which the corpus is read, not run, again."""
-    import pandas as pd
-
-    keys, which = np.unique(examples["key"].to_numpy(), return_inverse=True)  # many units share a token
-    rows, pos = keys >> _POS_BITS, keys & ((1 << _POS_BITS) - 1)
-    wanted, strings = set(rows.tolist()), flow.model.token_strings
-    texts = {row.index: row for row in flow.corpus.rows(flow.model) if row.index in wanted}
-    columns: dict[str, list[Any]] = {name: [] for name in ("document_id", "token_id", "token", "before", "after")}
-    for row, at in zip(rows.tolist(), pos.tolist(), strict=True):
-        text = texts[row]
-        ids = text.tokens[max(0, at - context) : at + context + 1].tolist()
-        here = min(at, context)
-        columns["document_id"].append(text.ids[int(text.documents[at])])
-        columns["token_id"].append(ids[here])
-        columns["token"].append(strings[ids[here]])
-        columns["before"].append("".join(strings[i] for i in ids[:here]))
-        columns["after"].append("".join(strings[i] for i in ids[here + 1 :]))
-    tokens = pd.DataFrame({"row": rows, "pos": pos} | columns)
-    order = ["document_id", "row", "pos", "token_id", "token", "before", "after"]
-    return pd.concat([examples.drop(columns="key"), tokens.iloc[which][order].reset_index(drop=True)], axis=1)
-
-
-def _statistics(units: list[Units], running: list[UnitStatistics], quantiles: Sequence[float]) -> pd.DataFrame:
-    import pandas as pd
-
-    edges = bin_edges()
-    inner = np.concatenate([[edges[1]], (edges[1:-2] + edges[2:-1]) / 2, [edges[-2]]])
-    frames = []
-    for one, statistics in zip(units, running, strict=True):
-        counts = statistics.histogram.cpu().numpy()
-        reached = counts.cumsum(1) / statistics.tokens
-        frames.append(
-            pd.DataFrame(
-                {
-                    "site": str(one.site), "layer": one.site.layer, "index": one.index, "tokens": statistics.tokens,
-                    "mean": statistics.mean.cpu().numpy(), "std": statistics.std.cpu().numpy(),
-                    "lowest": statistics.lowest.cpu().numpy(), "highest": statistics.top[:, 0].cpu().numpy(),
-                    "firing_rate": statistics.positive.cpu().numpy() / statistics.tokens,
-                }
-                | {f"q{100 * q:g}": inner[(reached < q).sum(1)] for q in quantiles}
-            )
-        )  # fmt: skip
-    return pd.concat(frames, ignore_index=True).astype({"layer": "Int64"})

@@ -17,27 +17,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from workbench.analyses.neuron_map import NeuronMap, Side, neuron_site
+from workbench.analyses.word_statistics import LEAST, TARGETS, WordStatistics, target_ids
 from workbench.artifacts import output_folder, read_json, staged, write_json
 from workbench.corpus.corpus import STRATA, Corpus, stratum_indices
 from workbench.errors import BadArtifact, OtherJob, UnknownOption, require_one_of
 from workbench.model import LanguageModel
 from workbench.results import Result, versions
-from workbench.streaming.batches import Tokens
 from workbench.streaming.stream import stream
-from workbench.unit_statistics import N_BINS, UnitStatistics, bins_of
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
 KIND = "word activations"
-TARGETS = ("current", "next")
-LEAST = 10
-"""Tokens that must be among a neuron's words before its area counts in a summary: with fewer it is mostly chance."""
 NULL_QUANTILE = 0.99
 
 
@@ -179,9 +173,9 @@ def word_activations(
     for batch in flow:
         chosen = np.isin(batch.tokens.stratum, wanted).nonzero()[0]
         at = torch.from_numpy(chosen).to(model.device)
-        ids = {"current": batch.tokens.token_id[chosen], "next": _following(batch.tokens)[chosen]}
+        ids = target_ids(batch.tokens, chosen)
         for one in watched:
-            one.add(batch[str(one.site)].index_select(0, at), ids)
+            one.statistics.add(batch[str(one.site)].index_select(0, at), ids)
         tokens += len(chosen)
     if tokens == 0:
         raise UnknownOption(f"No token of the corpus is of the strata {', '.join(kinds)}. Take others, or more text.")
@@ -193,84 +187,14 @@ def word_activations(
 
 
 class _Watched:
-    """The neurons of one side and layer: histograms over all tokens, and over those where one of the neuron's words is."""
+    """The neurons of one side and layer."""
 
     def __init__(self, neurons: NeuronMap, model: LanguageModel, side: Side, layer: int, words: int, seed: int) -> None:
         self.side, self.layer, self.site = side, layer, neuron_site(model, side, layer)
         rows = neurons.table[(neurons.table["side"] == side) & (neurons.table["layer"] == layer)]
         own = rows["token_id"].to_numpy().reshape(-1, neurons.settings["k"])[:, :words]
         drawn = np.random.default_rng([seed, layer, neurons.settings["sides"].index(side)]).permutation(len(own))
-        device = model.device
-        self.n = len(own)
-        self.listed = {"": _Listed(own, model.d_vocab, device), "null_": _Listed(own[drawn], model.d_vocab, device)}
-        self.running = UnitStatistics(self.n, 1, device, sample=0)
-        self.held = {
-            (target, kind): torch.zeros(self.n, N_BINS, dtype=torch.int32, device=device)
-            for target in TARGETS
-            for kind in self.listed
-        }
-        self.held_sums = {key: torch.zeros(self.n, dtype=torch.float64, device=device) for key in self.held}
-
-    def add(self, values: Float[Tensor, "token unit"], ids: dict[str, np.ndarray]) -> None:
-        self.running.add(values, torch.arange(len(values), device=values.device))
-        for target, kind in self.held:
-            unit, token = self.listed[kind].pairs(ids[target])
-            present = values[token, unit].float()
-            flat = unit * N_BINS + bins_of(present)
-            self.held[target, kind].view(-1).index_add_(0, flat, torch.ones_like(flat, dtype=torch.int32))
-            self.held_sums[target, kind].index_add_(0, unit, present.double())
-
-    def found(self) -> dict[str, np.ndarray]:
-        """Present, auc and correlation, of both targets, own and null."""
-        mean, std, tokens = self.running.mean, self.running.std, self.running.tokens
-        columns: dict[str, np.ndarray] = {}
-        for target, kind in self.held:
-            held = self.held[target, kind].long()
-            present = held.sum(1)
-            share = present / tokens
-            # Point-biserial: (mean where present - mean) / std * sqrt(share / (1 - share)).
-            there = self.held_sums[target, kind] / present
-            columns[f"{target}_{kind}present"] = present.cpu().numpy()
-            columns[f"{target}_{kind}auc"] = area(held, self.running.histogram - held).cpu().numpy()
-            columns[f"{target}_{kind}correlation"] = ((there - mean) / std * (share / (1 - share)).sqrt()).cpu().numpy()
-        return columns
-
-
-class _Listed:
-    """Which neurons have a token among their words."""
-
-    def __init__(self, words: np.ndarray, d_vocab: int, device: torch.device) -> None:
-        order = np.argsort(words.ravel(), kind="stable")
-        self.units = torch.from_numpy(order // words.shape[1]).to(device)
-        counts = np.bincount(words.ravel(), minlength=d_vocab)
-        self.starts, self.counts = np.concatenate([[0], counts.cumsum()[:-1]]), counts
-
-    def pairs(self, ids: np.ndarray) -> tuple[Int[Tensor, " pair"], Int[Tensor, " pair"]]:
-        """Unit and token of every pair in which the token is among the unit's words; -1 is no token."""
-        counts = np.where(ids < 0, 0, self.counts[ids])
-        token = np.repeat(np.arange(len(ids)), counts)
-        within = np.arange(len(token)) - np.repeat(counts.cumsum() - counts, counts)
-        places = torch.from_numpy(self.starts[ids[token]] + within).to(self.units.device)
-        return self.units[places], torch.from_numpy(token).to(self.units.device)
-
-
-def area(positive: Int[Tensor, "unit bin"], negative: Int[Tensor, "unit bin"]) -> Float[Tensor, " unit"]:
-    """The area under the ROC curve of binned values, ties in a bin counting half; NaN where a class has no member.
-
-    The Mann-Whitney statistic: the chance that a positive lies above a negative.
-    """
-    positive, negative = positive.double(), negative.double()
-    below = negative.cumsum(1) - negative
-    wins = (positive * (below + negative / 2)).sum(1)
-    return wins / (positive.sum(1) * negative.sum(1))
-
-
-def _following(tokens: Tokens) -> np.ndarray:
-    """The id of the token after each in its row; -1 after the last."""
-    found = np.full(tokens.n, -1, np.int64)
-    same = tokens.row[1:] == tokens.row[:-1]
-    found[:-1][same] = tokens.token_id[1:][same]
-    return found
+        self.statistics = WordStatistics({"": own, "null_": own[drawn]}, model.d_vocab, model.device)
 
 
 def _table(neurons: NeuronMap, watched: list[_Watched]) -> pd.DataFrame:
@@ -282,6 +206,6 @@ def _table(neurons: NeuronMap, watched: list[_Watched]) -> pd.DataFrame:
         own = first.loc[(one.side, one.layer)].sort_values("neuron")
         frames.append(
             pd.DataFrame({"layer": one.layer, "neuron": own["neuron"].to_numpy(), "side": one.side,
-                          "token": own["token"].to_numpy(), "score": own["score"].to_numpy()} | one.found())
+                          "token": own["token"].to_numpy(), "score": own["score"].to_numpy()} | one.statistics.found())
         )  # fmt: skip
     return pd.concat(frames, ignore_index=True)

@@ -25,7 +25,7 @@ def plot_unit(result: TopActivations, unit: pd.Series, examples: pd.DataFrame, c
     as points: hover for the text around them."""
     import plotly.graph_objects as go
 
-    from workbench.analyses.top_activations import in_context
+    from workbench.analyses.unit_examples import in_context
 
     edges = bin_edges()
     held = np.flatnonzero(counts)
