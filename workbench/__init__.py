@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from workbench.analyses.head_scores import head_scores as head_scores
     from workbench.analyses.logit_attribution import Attribution as Attribution
     from workbench.analyses.logit_attribution import logit_attribution as logit_attribution
+    from workbench.analyses.map_comparison import MapComparison as MapComparison
+    from workbench.analyses.map_comparison import compare_maps as compare_maps
     from workbench.analyses.neuron_effect import neuron_effect as neuron_effect
     from workbench.analyses.neuron_map import NeuronMap as NeuronMap
     from workbench.analyses.neuron_map import map_neurons as map_neurons
@@ -44,6 +46,7 @@ _HOMES = {
     "Corpus": "workbench.corpus.corpus",
     "HeadScores": "workbench.analyses.head_scores",
     "LanguageModel": "workbench.model",
+    "MapComparison": "workbench.analyses.map_comparison",
     "NeuronMap": "workbench.analyses.neuron_map",
     "Site": "workbench.sites",
     "TopActivations": "workbench.analyses.top_activations",
@@ -56,6 +59,7 @@ _HOMES = {
     "capture": "workbench.capturing",
     "capture_to_store": "workbench.store.write",
     "clamp": "workbench.edits.make",
+    "compare_maps": "workbench.analyses.map_comparison",
     "head_scores": "workbench.analyses.head_scores",
     "intervene": "workbench.intervention",
     "load": "workbench.loading",

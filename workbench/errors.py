@@ -97,6 +97,10 @@ class OtherJob(WorkbenchError):
     """The folder holds what a job of other settings, another model or another corpus wrote."""
 
 
+class NotComparable(WorkbenchError):
+    """Two results that cannot be held against each other: of other neurons, tokens, or ways of making them."""
+
+
 class UnknownRun(WorkbenchError):
     """No run that was recorded has this id, or several do."""
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
+    from workbench.analyses.map_comparison import MapComparison
     from workbench.analyses.word_activations import WordActivations
     from workbench.corpus.corpus import Corpus
 
@@ -185,6 +186,12 @@ class NeuronMap(Result):
         from workbench.analyses.word_activations import word_activations
 
         return word_activations(self, model, corpus, **options)
+
+    def compare(self, other: NeuronMap, **options: Any) -> MapComparison:
+        """How many neurons keep their words in another model? See `workbench.analyses.map_comparison`."""
+        from workbench.analyses.map_comparison import compare_maps
+
+        return compare_maps(self, other, **options)
 
     def plot(self) -> go.Figure:
         """The best score of every neuron by layer, and the share above the null."""

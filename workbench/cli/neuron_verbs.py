@@ -1,4 +1,4 @@
-"""Verbs about neurons: map-neurons, find-neurons."""
+"""Verbs about neurons: map-neurons, find-neurons, compare-maps."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from workbench.cli.options import (
+    WRITTEN,
     DecoderOption,
     Device,
     DType,
@@ -135,6 +136,65 @@ def find_neurons(
         say(f"No neuron of this map has {text!r} among its {'bottom' if bottom else 'top'} tokens with these limits.")
 
 
+def compare_maps(
+    a: Annotated[Path, typer.Argument(help="Folder that map-neurons wrote.")],
+    b: Annotated[Path, typer.Argument(help="That of another model's map, of the same shape.")],
+    model_a: Annotated[str | None, typer.Option(help="The first map's model: adds the null that moves rows.")] = None,
+    model_b: Annotated[str | None, typer.Option(help="The second map's model.")] = None,
+    side: Annotated[SideOption | None, typer.Option(help="Only this side.")] = None,
+    layers: Layers = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the results and the picture."), WRITTEN] = None,
+    limit: Annotated[int, typer.Option("-n", min=1, help="How many of the neurons that changed most to show.")] = 15,
+    seed: Annotated[int, typer.Option(help="Of the nulls.")] = 0,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """How many neurons have the same top word in two models? Share and overlap, beside nulls, and what changed most."""
+    from workbench.analyses.neuron_map import NeuronMap
+    from workbench.artifacts import output_folder, write_page
+    from workbench.errors import WorkbenchError
+
+    if (model_a is None) != (model_b is None):
+        raise WorkbenchError("Only one of --model-a and --model-b was given. Give both, or neither.")
+    if out is not None:
+        output_folder(out)
+    maps = NeuronMap.load(a), NeuronMap.load(b)
+    models = None
+    if model_a is not None and model_b is not None:
+        models = tuple(
+            load_model(name, None, device, neurons.settings["dtype"])
+            for name, neurons in zip((model_a, model_b), maps, strict=True)
+        )
+    note(seed=seed)
+    found = maps[0].compare(
+        maps[1], models=models, side=None if side is None else side.value, layers=layers, seed=seed, progress=not json
+    )
+    if out is not None:
+        found.save(out)
+        wrote(out / "comparison.parquet", write_page(out / "comparison.html", found.plot()))
+    changed = found.changed(limit, words=5)
+    if json:
+        emit_json(
+            {
+                "out": None if out is None else str(out),
+                "settings": found.settings,
+                "summary": found.summary().to_dict("records"),
+                "by_layer": found.by_layer().to_dict("records"),
+                "changed": changed.to_dict("records"),
+            }
+        )
+        return
+    rows = [
+        (f"{row.layer}.{row.neuron}", row.side, f"{row.rbo:.2f}", f"{row.score_a:.1f}", row.tokens_a, row.tokens_b)
+        for row in changed.itertuples()
+    ]
+    columns = ["neuron", "side", "overlap", "score", "before", "after"]
+    table("Neurons that changed most", columns, rows, left=["before", "after"])
+    print(f"\n{found.headline()}")
+    if out is not None:
+        say(f"\nWritten to {out}: comparison.parquet, comparison.html, run.json.")
+
+
 def _print_neurons(title: str, neurons: "pd.DataFrame") -> None:
     rows = [
         (f"{row.layer}.{row.neuron}", row.side, f"{row.score:.1f}", row.shared_by, shown(row.token), row.tokens)
@@ -144,4 +204,4 @@ def _print_neurons(title: str, neurons: "pd.DataFrame") -> None:
     print()
 
 
-VERBS = {"map-neurons": map_neurons, "find-neurons": find_neurons}
+VERBS = {"map-neurons": map_neurons, "find-neurons": find_neurons, "compare-maps": compare_maps}
