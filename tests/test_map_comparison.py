@@ -81,6 +81,7 @@ def test_a_map_is_the_same_as_itself(neurons):
     assert list(found.summary()["neurons"]) == [144, 144, 144]
     assert (found.summary()["same_low"] > 0.97).all()
     assert (found.by_layer()["same"] == 1).all()
+    assert all(np.isfinite(trace.y).all() for trace in found.plot().data)  # log-odds, of a share of 1
     assert (found.table["tokens_a"] == found.table["tokens_b"]).all()
 
 
@@ -312,8 +313,10 @@ def test_the_result_is_as_documented_and_survives_its_folder(llama, neurons, oth
     assert str(again) == str(found)
     assert len(str(found).splitlines()) < 40
     assert "random rows as far away" in found._repr_html_()
-    names = {trace.name for trace in found.plot().data}
-    assert {"up", "gate: another neuron", "down: its rows alone", "up: random rows as far away"} <= names
+    drawn = found.plot().data
+    assert [trace.name for trace in drawn[:4]] == list(found.compared().values())
+    own = found.by_layer().query("side == 'gate'")
+    np.testing.assert_allclose(drawn[4 + 2].customdata[:, 0], own["perturbed_same"])
     again = neurons.compare(others, models=(llama, other_model()), progress=False)
     pd.testing.assert_frame_equal(again.table, found.table)
     with pytest.raises(BadArtifact, match="holds another kind of result, no map comparison"):
