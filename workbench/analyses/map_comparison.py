@@ -8,7 +8,8 @@ figure stands beside its nulls:
 - `shuffled`: each neuron of a beside another neuron of the same layer and side of b;
 - `perturbed`, if both models are given: each row of a, moved in a random direction exactly as far as b's row lies from it,
   beside map a. Training changes rows and vocabulary (the unembedding, and with other decoders the final norm), and this null
-  moves rows alone, decoded through a's vocabulary. So it is to be read against
+  moves rows alone, decoded through a's vocabulary. (A random step leaves a's row in: where rows moved by their own length, as
+  in a model trained anew, their cosine says more.) So it is to be read against
 - `rows`: b's own rows through a's vocabulary, beside map a. Where it lies above `perturbed`, training spared the tokens more
   than chance would; what lies between it and the figure of the maps themselves is the vocabulary's part.
 """
