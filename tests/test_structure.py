@@ -15,7 +15,19 @@ ROOT = Path(workbench.__file__).parent.parent
 
 FLOORS = [
     ["errors"],
-    ["sites", "tokens", "home", "artifacts", "results", "selection", "softmax", "attention", "unit_statistics"],
+    [
+        "sites",
+        "tokens",
+        "home",
+        "artifacts",
+        "results",
+        "selection",
+        "softmax",
+        "attention",
+        "unit_statistics",
+        "near_ties",
+        "fused_projection",
+    ],
     ["run_log", "manifest", "file_differences"],
     ["projection"],
     ["vocabulary"],

@@ -1,22 +1,29 @@
 """The pass of rows over tiles of the vocabulary, and what it leaves: tokens, normalisers, entropies, ranks, divergences.
 
 A rows x vocabulary matrix is never stored: a tile of logits is reduced while it is in cache, and a window of tiles is kept
-only until the best tokens of it are chosen.
+only until the best tokens of it are chosen. On GPUs that it was measured on, one kernel does both (`fused_projection`).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from dataclasses import dataclass, fields, replace
+from functools import cache, cached_property
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.errors import NotFinite, UnknownToken, require_one_of
+from workbench.near_ties import ERROR, GROWTH, SPARE, settle
 from workbench.selection import GROUP, group_extremes, merge, select
 from workbench.softmax import RunningSoftmax
 
+if TYPE_CHECKING:
+    from workbench.fused_projection import FusedProduct
+
 Decoder = Literal["none", "gain", "norm"]
+Engine = Literal["tiles", "fused"]
 
 TILE = 8192
 """Tokens a matrix product. Narrower tiles cost more in calls than their logits' place in cache gains."""
@@ -31,7 +38,7 @@ class Projection:
     """What the vocabulary says of each row. Logits and everything in nats, for the decoder that was asked for."""
 
     top_ids: Int[Tensor, "rows k"]
-    """Tokens with the highest logits, best first, ties by lowest id."""
+    """Tokens with the highest logits, best first, ties by lowest id: those of exact arithmetic (see `near_ties`)."""
     top_logits: Float[Tensor, "rows k"]
     bottom_ids: Int[Tensor, "rows k_bottom"]
     """Tokens with the lowest logits, lowest first, ties by lowest id."""
@@ -80,12 +87,27 @@ class Head(Protocol):
         """Logits of the tokens a to b, in the accumulation dtype; into `out`, if given."""
         ...
 
+    def logits_at(self, rows: Tensor, ids: Tensor, decoder: Decoder) -> Tensor:
+        """Logits of some tokens of each row's own, in the rows' dtype."""
+        ...
+
+    def scale(self, decoder: Decoder, ids: Tensor | None = None) -> float:
+        """A bound of the logits of a row of norm 1, among these tokens or all: rounding errors are relative to it."""
+        ...
+
+    def matrix(self, decoder: Decoder) -> Tensor | None:
+        """What rows are multiplied by, if logits are the product and nothing more."""
+        ...
+
 
 class Projector:
     """`Vocabulary.project` with its options fixed, for many calls: the buffers are kept from one call to the next.
 
     On a CPU fresh buffers cost 5 % of a layer of SmolLM2, all of it page faults.
     """
+
+    engine: Engine = "tiles"
+    """What the last call used."""
 
     def __init__(
         self,
@@ -102,6 +124,7 @@ class Projector:
         self.entropy = entropy
         self.memory = memory
         self._buffers: tuple[Tensor, Tensor] | None = None
+        self._fused: FusedProduct | None = None
 
     @torch.no_grad()
     def __call__(
@@ -111,7 +134,6 @@ class Projector:
         reference: Float[Tensor, "#rows d_model"] | None = None,
     ) -> Projection:
         require_one_of("decoder", self.decoder, get_args(Decoder))
-        _refuse_not_finite(x, "to project")
         if reference is not None:
             _refuse_not_finite(reference, "of the reference")
             if len(reference) not in (1, len(x)):
@@ -120,6 +142,24 @@ class Projector:
             for token in targets[(targets < 0) | (targets >= self.head.d_vocab)].tolist():
                 raise no_such_id(token, self.head.d_vocab)
             targets = targets.to(x.device).expand(len(x), -1)
+        if targets is None and reference is None and self._takes_fused(x):
+            self.engine = "fused"
+            found, crowded = self._in_one_kernel(x)
+        else:
+            self.engine = "tiles"
+            found, crowded = self._settled(x, self._in_tiles(x, targets, reference))
+        if not torch.isfinite(found.log_normaliser).all():
+            _refuse_not_finite(x, "to project")
+            raise NotFinite("Logits overflow: rows of this size have no softmax. Scale them down, or use decoder='norm'.")
+        if len(rows := crowded.nonzero()[:, 0]):
+            exactly = Projector(self.head, self.decoder, self.k, self.k_bottom, memory=self.memory)(x[rows].double())
+            for name in ("top_ids", "top_logits", "bottom_ids", "bottom_logits"):
+                part = getattr(found, name)
+                part[rows] = getattr(exactly, name).to(part.dtype)
+        return found
+
+    def _in_tiles(self, x: Tensor, targets: Tensor | None, reference: Tensor | None) -> Projection:
+        """With candidates beyond those that are wanted, in the order that rounding left them in."""
         tile = TILE * accumulation_dtype(x).itemsize
         height = max(1, min(HEIGHT.get(x.device.type, HEIGHT["cpu"]), self._memory(x.device) // tile))
         blocks = []
@@ -128,10 +168,61 @@ class Projector:
             target = None if targets is None else targets[rows]
             other = reference if reference is None or len(reference) == 1 else reference[rows]
             blocks.append(self._block(x[rows], target, other))
-        found = _stack(blocks)
-        if not torch.isfinite(found.log_normaliser).all():
-            raise NotFinite("Logits overflow: rows of this size have no softmax. Scale them down, or use decoder='norm'.")
-        return found
+        return _stack(blocks)
+
+    def _settled(self, x: Tensor, found: Projection) -> tuple[Projection, Bool[Tensor, " rows"]]:
+        """The tokens that are wanted, those that rounding left open put in order, and the rows with too many such."""
+        best = {
+            "top": (found.top_logits, found.top_ids, self.k),
+            "bottom": (found.bottom_logits, found.bottom_ids, self.k_bottom),
+        }
+        settled, crowded = {}, torch.zeros(len(x), dtype=torch.bool, device=x.device)
+
+        def exact(rows: Tensor, ids: Tensor) -> Tensor:
+            return self.head.logits_at(self.head.decoded(x[rows].double(), self.decoder), ids, self.decoder)
+
+        for name, (logits, ids, k) in best.items():
+            if len(x) and k and accumulation_dtype(x) == torch.float32:
+                error = self._error(x, ids) + GROWTH * x.shape[1] * logits.abs().amax(1)
+                logits, ids, full = settle(logits, ids, k, error, exact, largest=name == "top")
+                crowded[full] = True
+            settled |= {f"{name}_logits": logits[:, :k].contiguous(), f"{name}_ids": ids[:, :k].contiguous()}
+        return replace(found, **settled), crowded
+
+    def _error(self, x: Tensor, ids: Tensor | None = None) -> Float[Tensor, " rows"]:
+        """By how much logits of each row may err, beside what grows with the logit. Of the tokens found, if they are few:
+        reading all of `W_U` for its norms takes as long as multiplying a row by it."""
+        few = ids is not None and ids.numel() < self.head.d_vocab
+        scale = self.head.scale(self.decoder, ids) if few else self._scale
+        return ERROR * scale * self.head.decoded(x, self.decoder).norm(dim=1, dtype=torch.float32)
+
+    @cached_property
+    def _scale(self) -> float:
+        return self.head.scale(self.decoder)
+
+    def _takes_fused(self, x: Tensor) -> bool:
+        if not x.is_cuda or self.entropy or not len(x) or not _has_triton():
+            return False
+        from workbench.fused_projection import fits
+
+        W_U, rows = self.head.matrix(self.decoder), self.head.decoded(x[:1], self.decoder)
+        return W_U is not None and fits(rows, W_U, max(self.k, self.k_bottom))
+
+    def _in_one_kernel(self, x: Tensor) -> tuple[Projection, Bool[Tensor, " rows"]]:
+        from workbench.fused_projection import FusedProduct, bytes_a_row
+
+        most = max(1, self._memory(x.device) // bytes_a_row(self.head.d_vocab))
+        height = -(-len(x) // -(-len(x) // most))  # blocks of one size
+        if self._fused is None or self._fused.height < height:
+            W_U = self.head.matrix(self.decoder)
+            assert W_U is not None
+            self._fused = FusedProduct(W_U, height, self.k, self.k_bottom)
+        blocks, crowded = [], []
+        for part in x.split(height):
+            top, bottom, normaliser = self._fused(self.head.decoded(part, self.decoder), self._error(part))
+            blocks.append(Projection(top.columns, top.values, bottom.columns, bottom.values, normaliser))
+            crowded.append(top.crowded | bottom.crowded)
+        return _stack(blocks), torch.cat(crowded)
 
     def _memory(self, device: torch.device) -> int:
         return self.memory or MEMORY.get(device.type, MEMORY["cpu"])
@@ -161,9 +252,9 @@ class Projector:
                     divergence.add(z, a, b)
                 softmax.add(z, _row_maxima(z, highs[-1]), scratch[:, : b - a])
             held = window[:, : stop - start]
-            top = _better(top, held, start, self.k, torch.cat(highs, 1), largest=True)
+            top = _better(top, held, start, self.k + SPARE, torch.cat(highs, 1), largest=True)
             if self.k_bottom:
-                bottom = _better(bottom, held, start, self.k_bottom, torch.cat(lows, 1), largest=False)
+                bottom = _better(bottom, held, start, self.k_bottom + SPARE, torch.cat(lows, 1), largest=False)
         return Projection(
             top_ids=top[1],
             top_logits=top[0],
@@ -276,6 +367,11 @@ def _stack(blocks: list[Projection]) -> Projection:
     parts = {f.name: [getattr(block, f.name) for block in blocks] for f in fields(Projection)}
     joined: dict[str, Any] = {name: None if part[0] is None else torch.cat(part) for name, part in parts.items()}
     return Projection(**joined)
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 def accumulation_dtype(x: Tensor) -> torch.dtype:

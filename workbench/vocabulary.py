@@ -9,6 +9,7 @@ from torch import Tensor
 
 from workbench.projection import TILE, Decoder, Projection, Projector, accumulation_dtype, no_such_id, spans
 
+_HALVES = (torch.bfloat16, torch.float16)
 _MM_TAKES_OUT_DTYPE = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 8)
 
 
@@ -66,6 +67,26 @@ class Vocabulary:
         """Products of each row with a few columns of `W_U` of its own (decoder `none`)."""
         return torch.stack([(x * self.W_U.T[column].to(x.dtype)).sum(1) for column in ids.T], 1)
 
+    def logits_at(
+        self, rows: Float[Tensor, "rows d_model"], ids: Int[Tensor, "rows k"], decoder: Decoder
+    ) -> Float[Tensor, "rows k"]:
+        """Logits of a few tokens of each row's own, for rows that were `decoded`, in their dtype."""
+        return self._head(self.logits_of(rows, ids), None if self.b_U is None else self.b_U[ids], decoder)
+
+    def scale(self, decoder: Decoder, ids: Int[Tensor, "..."] | None = None) -> float:
+        """A bound of the logits of a decoded row of norm 1, among these tokens or all: rounding errors are relative to it."""
+        columns = self.W_U.T if ids is None else self.W_U.T[ids.unique()]
+        longest = float(columns.norm(dim=1, dtype=accumulation_dtype(columns)).amax())
+        if decoder != "norm":
+            return longest
+        bias = 0.0 if self.b_U is None else float(self.b_U.abs().amax())
+        return longest * abs(self.logit_scale) + bias + (self.softcap or 0.0)
+
+    def matrix(self, decoder: Decoder) -> Float[Tensor, "d_model d_vocab"] | None:
+        """`W_U`, if the decoder's logits are the product with it and nothing more."""
+        is_plain = self.b_U is None and self.softcap is None and self.logit_scale == 1.0
+        return self.W_U if decoder != "norm" or is_plain else None
+
     @torch.no_grad()
     def logits(self, x: Float[Tensor, "*batch d_model"], *, decoder: Decoder = "norm") -> Float[Tensor, "*batch d_vocab"]:
         """All logits of a few vectors, dense. For many rows use `project`, which does not store them."""
@@ -88,7 +109,8 @@ class Vocabulary:
         """Decode rows into the vocabulary in one pass over tiles.
 
         Products are accumulated in float32 (float64 for float64 rows), also for bfloat16 weights, whose products are
-        exact in it; so ids equal those of a dense float64 computation up to ties of float32 rounding.
+        exact in it. Tokens whose order float32 rounding leaves open are compared in float64 (`near_ties`), so ids are those
+        of a dense float64 computation, whatever device or library multiplies.
 
         Args:
             x: Vectors of the residual stream; any float dtype.
@@ -122,7 +144,8 @@ class Vocabulary:
         """Rows as the matrix product takes them: normed, or scaled by the gain, or as they are."""
         x = x.to(self.W_U.device)  # of a model that is spread over several, the layers may lie on others
         if decoder == "norm":
-            return self.ln_final(x.to(self.W_U.dtype)).to(x.device, accumulation_dtype(x))
+            normed = self.ln_final(x.to(self.W_U.dtype)).to(x.device)
+            return normed if _multiplies_exactly(x, self.W_U) else normed.to(accumulation_dtype(x))
         if decoder == "gain" and self.gain is not None:
             return self.linear_part(x, decoder)
         return x if _multiplies_exactly(x, self.W_U) else x.to(accumulation_dtype(x))
@@ -132,21 +155,24 @@ class Vocabulary:
     ) -> Float[Tensor, "rows tile"]:
         """Logits of the tokens a to b for rows that were `decoded`, in the accumulation dtype; into `out`, if given."""
         U = self.W_U[:, a:b]
-        if rows.dtype == torch.bfloat16:
-            z = torch.mm(rows, U, out_dtype=torch.float32)
-            z = z if out is None else out.copy_(z)
+        if rows.dtype in _HALVES:
+            z = torch.mm(rows, U, out_dtype=torch.float32, out=out)
         else:
             z = torch.mm(rows, U.to(rows.dtype), out=out)
+        return self._head(z, None if self.b_U is None else self.b_U[a:b], decoder)
+
+    def _head(self, z: Tensor, bias: Tensor | None, decoder: Decoder) -> Tensor:
+        """What decoder `norm` makes of products, in place."""
         if decoder == "norm":
             if self.logit_scale != 1.0:
                 z *= self.logit_scale
-            if self.b_U is not None:
-                z += self.b_U[a:b].to(z.dtype)
+            if bias is not None:
+                z += bias.to(z.dtype)
             if self.softcap is not None:
                 z.div_(self.softcap).tanh_().mul_(self.softcap)
         return z
 
 
 def _multiplies_exactly(x: Tensor, W_U: Tensor) -> bool:
-    """Whether bfloat16 can be multiplied into float32 without rounding the sum back (CUDA, torch >= 2.8)."""
-    return x.is_cuda and x.dtype == W_U.dtype == torch.bfloat16 and _MM_TAKES_OUT_DTYPE
+    """Whether half-precision numbers can be multiplied into float32 without rounding the sum back (CUDA, torch >= 2.8)."""
+    return x.is_cuda and x.dtype == W_U.dtype and x.dtype in _HALVES and _MM_TAKES_OUT_DTYPE

@@ -19,7 +19,9 @@ from workbench.projection import Projector
 from workbench.vocabulary import Vocabulary
 
 SHAPES = {"smollm2": (576, 1536, 30, 49_152), "llama-8b": (4096, 14_336, 32, 128_256)}
-CHUNK = 512
+CHUNK = {"cpu": 512, "cuda": 1 << 14}
+"""Rows a bare product: where it was fastest. On an H200 chunks of 512 rows take 1.1 times as long as whole layers."""
+SOFTMAX_CHUNK = 512
 K = 10
 
 
@@ -42,32 +44,34 @@ def main() -> None:
         W_U = torch.randn(d_vocab, d_model, device=device, dtype=dtype).T
         rows = [torch.randn(d_mlp, d_model, device=device, dtype=dtype) / d_model**0.5 for _ in range(layers)]
     vocabulary = Vocabulary(W_U, None, torch.ones(d_model, device=device, dtype=dtype), torch.nn.Identity())
-    kept = torch.empty(CHUNK, d_vocab, device=device, dtype=dtype)
+    chunk = min(CHUNK[device.type], d_mlp)
+    kept = torch.empty(chunk, d_vocab, device=device, dtype=dtype)
 
     def product():
         for layer in rows:
-            for chunk in layer.split(CHUNK):
-                chunk @ W_U
+            for part in layer.split(chunk):
+                part @ W_U
 
     def product_into_one_buffer():
         for layer in rows:
-            for chunk in layer.split(CHUNK):
-                torch.mm(chunk, W_U, out=kept[: len(chunk)])
+            for part in layer.split(chunk):
+                torch.mm(part, W_U, out=kept[: len(part)])
 
     def softmax_topk():
         for layer in rows:
-            for chunk in layer.split(CHUNK):
-                (chunk @ W_U).float().softmax(-1).topk(K)
+            for part in layer.split(SOFTMAX_CHUNK):
+                (part @ W_U).float().softmax(-1).topk(K)
+
+    def decode(**wanted):
+        projector = Projector(vocabulary, **wanted)
+        for layer in rows:
+            _ = projector(layer).top_probabilities
 
     def top():
-        projector = Projector(vocabulary, k=K)
-        for layer in rows:
-            projector(layer)
+        decode(k=K)
 
     def top_and_bottom():
-        projector = Projector(vocabulary, k=K, k_bottom=K)
-        for layer in rows:
-            projector(layer)
+        decode(k=K, k_bottom=K)
 
     variants = {f.__name__: f for f in (product, product_into_one_buffer, softmax_topk, top, top_and_bottom)}
     if model is not None:  # all of it: top and bottom, scores, the null's 2,000 rows, the tables

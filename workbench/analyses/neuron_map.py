@@ -24,9 +24,10 @@ from tqdm.auto import tqdm
 from workbench.analyses import neuron_folder
 from workbench.analyses.neuron_score import Population, null_scores
 from workbench.analyses.neuron_search import Query, search
+from workbench.analyses.neuron_table import Decoded, neuron_table
 from workbench.errors import MissingWeight, UnknownOption, require_one_of
 from workbench.model import LanguageModel
-from workbench.projection import Decoder, Projection, Projector, accumulation_dtype
+from workbench.projection import Decoder, Projector, accumulation_dtype
 from workbench.results import Result, versions
 from workbench.sites import Site, parse_layers
 from workbench.tokens import Match, fold, joined, shown
@@ -290,7 +291,7 @@ def map_neurons(
     }  # fmt: skip
     projector, home = Projector(model.vocabulary, decoder, k, k), model.weight("W_U").device  # layers may lie on others
     kept = None if parts is None else neuron_folder.Parts(Path(parts), settings)
-    tops, bottoms, nulls = [], [], []
+    tops, bottoms, nulls, engine = [], [], [], None
     with tqdm(total=len(sides) * len(chosen), desc="map neurons", unit="layer", disable=not progress) as bar:
         for one in sides:
 
@@ -299,22 +300,24 @@ def map_neurons(
 
             population = Population(model.vocabulary, decoder, rows, chosen)
             for layer in chosen:
+                own = rows(layer)
                 found = None if kept is None else kept.get(one, layer)
                 if found is None:
-                    found = projector(rows(layer))
+                    found = projector(own)
+                    engine = projector.engine
                     if kept is not None:
                         kept.put(one, layer, found)
-                tops.append(_frame(population, one, layer, rows(layer), found, bottom=False))
-                bottoms.append(_frame(population, one, layer, rows(layer), found, bottom=True))
+                tops.append(Decoded.top(one, layer, found, population, own))
+                bottoms.append(Decoded.bottom(one, layer, found, population, own))
                 bar.update()
             nulls.append(null_scores(population, projector, one, seed))
     import pandas as pd
 
-    settings["seconds"] = round(time.perf_counter() - started, 2)
+    settings |= {"engine": engine, "seconds": round(time.perf_counter() - started, 2)}
     return NeuronMap(
-        table=_with_tokens(tops, model.token_strings),
+        table=neuron_table(tops, SIDES, model.token_strings),
         settings=settings,
-        bottom=_with_tokens(bottoms, model.token_strings),
+        bottom=neuron_table(bottoms, SIDES, model.token_strings),
         null=pd.concat(nulls, ignore_index=True),
         tokens=model.token_strings,
     )
@@ -382,35 +385,3 @@ def _sides(
                 f"Side {one!r} cannot be mapped in {model.name!r}: {reason}. Sides here: {', '.join(has)}, all."
             )
     return tuple(one for one in SIDES if one in asked)
-
-
-def _frame(population: Population, side: Side, layer: int, rows: Tensor, found: Projection, *, bottom: bool) -> pd.DataFrame:
-    """The table of one layer and side."""
-    import pandas as pd
-
-    ids = found.bottom_ids if bottom else found.top_ids
-    logits = found.bottom_logits if bottom else found.top_logits
-    probabilities = found.bottom_probabilities if bottom else found.top_probabilities
-    neurons, k = ids.shape
-    return pd.DataFrame(
-        {
-            "layer": np.full(neurons * k, layer, dtype=np.int32),
-            "neuron": np.repeat(np.arange(neurons, dtype=np.int32), k),
-            "side": side,
-            "rank": np.tile(np.arange(k, dtype=np.int32), neurons),
-            "token_id": ids.flatten().int().cpu().numpy(),
-            "logit": logits.flatten().float().cpu().numpy(),
-            "probability": probabilities.flatten().float().cpu().numpy(),
-            "score": population.scores(population.unit(rows), ids).flatten().cpu().numpy(),
-        }
-    )
-
-
-def _with_tokens(frames: list[pd.DataFrame], tokens: list[str]) -> pd.DataFrame:
-    """One table, with the tokens' strings and the side as a category."""
-    import pandas as pd
-
-    table = pd.concat(frames, ignore_index=True)
-    table.insert(5, "token", pd.array(tokens, dtype="str").take(table["token_id"]))
-    table["side"] = pd.Categorical(table["side"], categories=SIDES, ordered=True)
-    return table

@@ -32,11 +32,12 @@ class Population:
         raw_total, raw_products = torch.zeros_like(total), torch.zeros_like(products)
         count = 0
         for layer in layers:
-            unit = self.unit(rows(layer))
+            own = rows(layer)  # once: it may be read from a file
+            unit = self.unit(own)
             total += unit.sum(0).double()
             products += (unit.T @ unit).double()  # rows of norm 1: a layer's float32 sums are good to 1e-6
             count += len(unit)
-            raw = rows(layer).float()
+            raw = own.float()
             raw_total += raw.double().sum(0)
             raw_products += (raw.T @ raw).double()
         mean = total / count
@@ -56,10 +57,16 @@ class Population:
         linear = self.vocabulary.linear_part(rows, self.decoder).float()
         return linear / linear.norm(dim=1, keepdim=True).clamp_min(1e-30)
 
-    def scores(self, unit: Float[Tensor, "rows d_model"], ids: Int[Tensor, "rows k"]) -> Float[Tensor, "rows k"]:
-        """Logits of unit rows for some tokens each, in standard deviations of the population."""
+    def scores(
+        self, rows: Float[Tensor, "rows d_model"], ids: Int[Tensor, "rows k"], logits: Float[Tensor, "rows k"]
+    ) -> Float[Tensor, "rows k"]:
+        """How far rows that were decoded stand out for some tokens each, whose logits were found: scaled to unit norm, in
+        standard deviations of the population."""
         mean, deviation = self.token_moments
-        return self._standardised(unit, ids, mean[ids], deviation[ids])
+        if self.decoder == "norm":  # its logits are not linear in the row
+            return self._standardised(self.unit(rows), ids, mean[ids], deviation[ids])
+        lengths = self.vocabulary.linear_part(rows, self.decoder).norm(dim=1, keepdim=True, dtype=mean.dtype)
+        return ((logits.to(mean.dtype) / lengths.clamp_min(1e-30) - mean[ids]) / deviation[ids].clamp_min(1e-30)).float()
 
     def scores_of_few(self, unit: Float[Tensor, "rows d_model"], ids: Int[Tensor, "rows k"]) -> Float[Tensor, "rows k"]:
         """As `scores`, with the moments of these tokens alone: those of all take longer than decoding a few rows does."""
@@ -84,5 +91,6 @@ def null_scores(population: Population, projector: Projector, side: str, seed: i
     import pandas as pd
 
     rows = population.random(seed, NULL_ROWS)
-    scores = population.scores(population.unit(rows), projector(rows).top_ids)
+    found = projector(rows)
+    scores = population.scores(rows, found.top_ids, found.top_logits)
     return pd.DataFrame({"side": side, "score": scores.amax(1).cpu().numpy()})

@@ -1,0 +1,99 @@
+"""The GPU kernel, against float64. It is for Hopper GPUs and is not tried elsewhere."""
+
+import pytest
+import torch
+from torch import nn
+
+import workbench.projection as projection
+from workbench.projection import Projector
+from workbench.vocabulary import Vocabulary
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9, reason="needs a Hopper GPU"
+)
+K = 10
+
+
+def head(d_model: int, d_vocab: int, dtype=torch.bfloat16, seed: int = 0) -> Vocabulary:
+    torch.manual_seed(seed)
+    U = torch.randn(d_vocab, d_model, device="cuda").to(dtype)
+    return Vocabulary(U.T, None, torch.ones(d_model, device="cuda", dtype=dtype), nn.Identity())
+
+
+def check(voc: Vocabulary, x: torch.Tensor, k: int, k_bottom: int):
+    projector = Projector(voc, k=k, k_bottom=k_bottom)
+    found = projector(x)
+    assert projector.engine == "fused"
+    for rows in torch.arange(len(x), device="cuda").split(1000):
+        z = x[rows].double() @ voc.W_U.double()
+        top, bottom = z.sort(dim=1, descending=True, stable=True), z.sort(dim=1, stable=True)
+        assert torch.equal(found.top_ids[rows], top.indices[:, :k])
+        assert torch.equal(found.bottom_ids[rows], bottom.indices[:, :k_bottom])
+        torch.testing.assert_close(found.top_logits[rows], top.values[:, :k].float(), rtol=1e-7, atol=0)
+        torch.testing.assert_close(found.bottom_logits[rows], bottom.values[:, :k_bottom].float(), rtol=1e-7, atol=0)
+        error = float(x.float().norm(dim=1).max() * voc.scale("none")) * (1e-6 + x.shape[1] / 2**28)  # as near_ties has it
+        torch.testing.assert_close(found.log_normaliser[rows].double(), z.logsumexp(1), rtol=1e-7, atol=error)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("d_model", "d_vocab", "rows"), [(64, 4099, 1), (72, 50_257, 129), (576, 49_152, 1536), (896, 151_936, 300)]
+)
+def test_every_boundary_against_float64(dtype, d_model, d_vocab, rows):
+    x = torch.randn(rows, d_model, device="cuda").to(dtype) / d_model**0.5
+    check(head(d_model, d_vocab, dtype), x, K, K)
+    check(head(d_model, d_vocab, dtype), x, 1, 0)
+
+
+def test_a_thousand_rows_of_the_shape_of_llama_8b_have_the_ids_of_float64():
+    x = torch.randn(1000, 4096, device="cuda").bfloat16() / 64
+    check(head(4096, 128_256), x, K, K)
+
+
+def test_equal_columns_go_by_lowest_id():
+    voc = head(64, 8192)
+    voc.W_U.T[4000:4003] = voc.W_U.T[17]
+    x = voc.W_U.T[17:18].clone()
+    found = Projector(voc, k=5)(x)
+    assert found.top_ids[0, :4].tolist() == [17, 4000, 4001, 4002]
+    zeros = Projector(voc, k=5, k_bottom=5)(torch.zeros_like(x))
+    assert zeros.top_ids.tolist() == zeros.bottom_ids.tolist() == [[0, 1, 2, 3, 4]]
+
+
+def test_groups_that_hold_many_of_the_best():
+    """Neighbouring tokens that are nearly the same direction: third and later ones of a group must be found."""
+    voc = head(256, 16_384)
+    U = voc.W_U.T
+    for start, alike in ((320, 3), (4096, 7), (9999, 12), (16_380, 4)):
+        U[start : start + alike] = (U[start].float() + 0.02 * torch.randn(alike, 256, device="cuda")).bfloat16()
+    x = torch.cat([U[[320, 4096, 9999, 16_380]], -U[[320, 4096, 9999, 16_380]], U[320:321] + U[4096:4097]])
+    check(voc, x.contiguous(), K, K)
+
+
+def test_large_logits_do_not_overflow_the_softmax():
+    voc = head(512, 32_000)
+    check(voc, (torch.randn(200, 512, device="cuda") * 40).bfloat16(), K, K)
+
+
+def test_blocks_are_as_many_as_the_memory_asks_for(monkeypatch):
+    from workbench.fused_projection import bytes_a_row
+
+    voc, x = head(128, 8192), torch.randn(1000, 128, device="cuda").bfloat16()
+    whole = Projector(voc, k=K, k_bottom=K)(x)
+    monkeypatch.setitem(projection.MEMORY, "cuda", bytes_a_row(8192) * 300)
+    parts = Projector(voc, k=K, k_bottom=K)(x)
+    for name in ("top_ids", "bottom_ids", "top_logits", "log_normaliser"):
+        assert torch.equal(getattr(whole, name), getattr(parts, name))
+
+
+@pytest.mark.parametrize("why", ["float32", "soft cap", "entropy", "targets"])
+def test_what_the_kernel_does_not_do_goes_through_tiles(why):
+    voc = head(64, 8192)
+    x = torch.randn(10, 64, device="cuda").bfloat16()
+    if why == "float32":
+        voc, x = head(64, 8192, torch.float32), x.float()
+    if why == "soft cap":
+        voc = Vocabulary(voc.W_U, None, voc.gain, nn.Identity(), softcap=30.0)
+    projector = Projector(voc, decoder="norm" if why == "soft cap" else "none", k=K, entropy=why == "entropy")
+    projector(x, targets=torch.tensor([3], device="cuda") if why == "targets" else None)
+    assert projector.engine == "tiles"

@@ -1,0 +1,69 @@
+"""Ranks that float32 leaves open: the truth is float64."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from workbench.near_ties import SPARE, settle
+from workbench.vocabulary import Vocabulary
+
+D, V, K = 32, 2000, 5
+
+
+def nearly_equal_columns(copies: int, seed: int = 0) -> torch.Tensor:
+    """A float32 vocabulary, every column of which has copies that differ from it in a few last bits."""
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(D, V // copies, generator=generator)
+    noise = torch.randn(D, V // copies, copies, generator=generator) * 3e-8
+    return (base[..., None] * (1 + noise)).flatten(1)[:, torch.randperm(V // copies * copies, generator=generator)]
+
+
+@pytest.mark.parametrize("copies", [2, 4, 20], ids=["pairs", "fours", "more than the spare ones"])
+@pytest.mark.parametrize("decoder", ["none", "gain", "norm"])
+def test_ids_are_those_of_float64_where_float32_cannot_tell(copies, decoder, generator):
+    W_U = nearly_equal_columns(copies)
+    norm = nn.RMSNorm(D)
+    nn.init.uniform_(norm.weight, 0.5, 2)
+    b_U = torch.zeros(W_U.shape[1])
+    voc = Vocabulary(W_U, b_U, norm.weight.detach(), norm, softcap=30.0)
+    x = torch.randn(50, D, generator=generator)
+    rows = {"none": x, "gain": x.double() * norm.weight.detach().double(), "norm": norm(x)}[decoder].detach().double()
+    z = rows @ W_U.double()
+    top, bottom = z.sort(dim=1, descending=True, stable=True).indices, z.sort(dim=1, stable=True).indices
+    in_float32 = (rows.float() @ W_U).sort(dim=1, descending=True, stable=True).indices
+    assert not torch.equal(in_float32[:, :K], top[:, :K])
+    found = voc.project(x, decoder=decoder, k=K, k_bottom=K)
+    assert torch.equal(found.top_ids, top[:, :K])
+    assert torch.equal(found.bottom_ids, bottom[:, :K])
+
+
+@given(st.integers(0, 10_000), st.sampled_from([1e-3, 0.05, 0.3]))
+@settings(max_examples=50, deadline=None)
+def test_settled_is_sorted_exactly_or_called_crowded(seed, error):
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.randn(20, 60, generator=generator, dtype=torch.float64)
+    seen = truth + error * (2 * torch.rand(20, 60, generator=generator, dtype=torch.float64) - 1)
+    values, ids = seen.topk(K + SPARE)
+    asked = []
+
+    def exact(rows, columns):
+        asked.append(len(rows))
+        return truth[rows].gather(1, columns)
+
+    _, found, crowded = settle(values, ids, K, torch.full((20,), error), exact, largest=True)
+    settled = torch.ones(20, dtype=torch.bool)
+    settled[crowded] = False
+    assert torch.equal(found[settled], truth.topk(K).indices[settled])
+    if error == 0.3:
+        assert len(crowded)
+    if error == 1e-3:
+        assert sum(asked) < 20
+
+
+def test_nothing_is_asked_where_nothing_is_open():
+    values = torch.arange(20.0, 0, -1)[None]
+    settled = settle(values, torch.arange(20)[None], K, torch.full((1,), 0.4), lambda *_: pytest.fail("asked"), largest=True)
+    assert torch.equal(settled[1], torch.arange(K)[None])
+    assert not len(settled[2])
