@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from workbench.analyses.logit_attribution import logit_attribution as logit_attribution
     from workbench.analyses.map_comparison import MapComparison as MapComparison
     from workbench.analyses.map_comparison import compare_maps as compare_maps
+    from workbench.analyses.neuron_card import NeuronCard as NeuronCard
+    from workbench.analyses.neuron_card import neuron_card as neuron_card
     from workbench.analyses.neuron_effect import neuron_effect as neuron_effect
     from workbench.analyses.neuron_map import NeuronMap as NeuronMap
     from workbench.analyses.neuron_map import map_neurons as map_neurons
@@ -47,6 +49,7 @@ _HOMES = {
     "HeadScores": "workbench.analyses.head_scores",
     "LanguageModel": "workbench.model",
     "MapComparison": "workbench.analyses.map_comparison",
+    "NeuronCard": "workbench.analyses.neuron_card",
     "NeuronMap": "workbench.analyses.neuron_map",
     "Site": "workbench.sites",
     "TopActivations": "workbench.analyses.top_activations",
@@ -67,6 +70,7 @@ _HOMES = {
     "logit_attribution": "workbench.analyses.logit_attribution",
     "map_neurons": "workbench.analyses.neuron_map",
     "models": "workbench.model_files",
+    "neuron_card": "workbench.analyses.neuron_card",
     "neuron_effect": "workbench.analyses.neuron_effect",
     "patch": "workbench.edits.make",
     "project_out": "workbench.edits.make",

@@ -66,6 +66,13 @@ def write_page(path: Path, figure: "go.Figure") -> Path:
     return path
 
 
+def write_html(path: Path, page: str) -> Path:
+    """A page of text and tables."""
+    with staged(path) as beside:
+        beside.write_text(page, encoding="utf-8")
+    return path
+
+
 def strict(value: Any) -> Any:
     """As JSON can hold it: keys are strings, NumPy's scalars Python's, and NaN and infinity null."""
     if isinstance(value, dict):

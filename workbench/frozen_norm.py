@@ -73,6 +73,12 @@ class FrozenNorm:
         h = h.to(self.gain)
         return self.bias + self.scale * self.gain * (h - h.mean(-1, keepdim=True) if self.centred else h)
 
+    def scales(self, norm: Callable[[Tensor], Tensor], states: Float[Tensor, "token d_model"]) -> Float[Tensor, " token"]:
+        """What `scale` is at each of several states, as the norm gives them."""
+        h = states.to(self.gain)
+        form = self.gain * (h - h.mean(-1, keepdim=True) if self.centred else h)
+        return ((norm(states).to(self.gain) - self.bias) * form).sum(-1) / form.square().sum(-1).clamp_min(1e-30)
+
     def pulled_back(self, direction: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """The direction before the norm that reads what `direction` reads after it, the bias apart:
         `h @ pulled_back(d) = (norm(h) - bias) @ d`."""

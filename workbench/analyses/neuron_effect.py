@@ -13,6 +13,7 @@ from operator import index
 from typing import TYPE_CHECKING, SupportsIndex, get_args
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -144,13 +145,8 @@ def neuron_effect(
     import pandas as pd
 
     require_one_of("side", side, get_args(Side))
-    layer, neuron = index(layer), index(neuron)
-    rows = neuron_rows(model, side, layer)
-    layer = layer % model.n_layers
-    if not 0 <= neuron < len(rows):
-        raise UnknownOption(f"Neuron {neuron} does not exist in layer {layer}, which has {len(rows)}, counted from 0.")
-    if not 1 <= n_random < len(rows):
-        raise UnknownOption(f"n_random={n_random} is out of range: from 1 to {len(rows) - 1}, the layer's other neurons.")
+    layer, neuron, rows = neuron_of(model, layer, neuron, side)
+    clamped = [neuron, *other_neurons(len(rows), neuron, n_random, seed)]
     if not abs(value) <= torch.finfo(model.dtype).max:
         raise UnknownOption(f"value={value} is no number to clamp to. Give a finite one that {model.dtype} holds.")
     prompts = list(dict.fromkeys([prompts] if isinstance(prompts, str) else prompts))
@@ -158,9 +154,6 @@ def neuron_effect(
     if not prompts or not len(ids):
         raise UnknownOption("No prompt or no word was given. Give at least one of each.")
     site = neuron_site(model, side, layer)
-    others = torch.randperm(len(rows) - 1, generator=torch.Generator().manual_seed(seed))[:n_random]
-    clamped = [neuron, *(others + (others >= neuron)).tolist()]
-
     tables, texts, usual = [], [], []
     for prompt in tqdm(prompts, desc="clamp", disable=not progress):
         one = model.tokenize(prompt, chat=chat)
@@ -184,6 +177,36 @@ def neuron_effect(
         "max_new_tokens": max_new_tokens, "chat": chat, "seed": seed, "versions": versions(),
     }  # fmt: skip
     return NeuronEffect(pd.concat(tables, ignore_index=True), settings, pd.concat(texts, ignore_index=True))
+
+
+def neuron_of(
+    model: LanguageModel, layer: SupportsIndex, neuron: SupportsIndex, side: Side
+) -> tuple[int, int, Float[Tensor, "d_mlp d_model"]]:
+    """Which neuron is asked for: its layer, counted from 0, its number, and the rows of all neurons of its layer on a side.
+
+    Raises:
+        LayerOutOfRange: if the model has no such layer.
+        UnknownOption: if the layer has no such neuron.
+        MissingWeight: if the layer has no such side, or is a mixture of experts.
+    """
+    layer, neuron = index(layer), index(neuron)
+    rows = neuron_rows(model, side, layer)
+    layer = layer % model.n_layers
+    if not 0 <= neuron < len(rows):
+        raise UnknownOption(f"Neuron {neuron} does not exist in layer {layer}, which has {len(rows)}, counted from 0.")
+    return layer, neuron, rows
+
+
+def other_neurons(n: int, neuron: int, n_random: int, seed: int) -> list[int]:
+    """Some of the n neurons of a layer, drawn at random, this one not among them.
+
+    Raises:
+        UnknownOption: if there are not as many.
+    """
+    if not 1 <= n_random < n:
+        raise UnknownOption(f"n_random={n_random} is out of range: from 1 to {n - 1}, the layer's other neurons.")
+    others = torch.randperm(n - 1, generator=torch.Generator().manual_seed(seed))[:n_random]
+    return (others + (others >= neuron)).tolist()
 
 
 def _words(model: LanguageModel, row: Tensor, words: Sequence[str | int] | str | None, k: int) -> Tensor:

@@ -157,7 +157,7 @@ def top_activations(
     seen = 0
     for batch in flow:
         chosen = np.isin(batch.tokens.stratum, wanted)
-        keys = torch.from_numpy(keys_of(batch.tokens)[chosen]).to(model.device)
+        keys = torch.from_numpy(keys_of(batch.tokens.row, batch.tokens.pos)[chosen]).to(model.device)
         at = None if chosen.all() else torch.from_numpy(chosen.nonzero()[0]).to(model.device)
         for one, statistics in zip(units, running, strict=True):
             kept = batch[str(one.site)]

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.analyses.units import Units
-from workbench.streaming.batches import Tokens
 from workbench.streaming.stream import Stream
 from workbench.unit_statistics import UnitStatistics, bin_edges
 
@@ -19,9 +18,9 @@ POS_BITS = 20
 """Of a token's key; the others are its row."""
 
 
-def keys_of(tokens: Tokens) -> np.ndarray:
-    """A number for each token that says where it is: its row and its position there (int64)."""
-    return (tokens.row.astype(np.int64) << POS_BITS) + tokens.pos
+def keys_of(row: np.ndarray, pos: np.ndarray) -> np.ndarray:
+    """A number for each token that says where it is: its row and its position there (int64). Rows follow each other."""
+    return (row.astype(np.int64) << POS_BITS) + pos
 
 
 def examples_of(units: list[Units], running: list[UnitStatistics], quantiles: Sequence[float]) -> pd.DataFrame:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from workbench.errors import WorkbenchError
+from workbench.errors import UnknownOption, WorkbenchError
 from workbench.manifest import note, timed
 
 Model = Annotated[
@@ -19,6 +19,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, a
 WRITTEN = "written"
 """Marks an option that says where a verb writes, so that a replay can write elsewhere."""
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.", file_okay=True), WRITTEN]
+Neuron = Annotated[str, typer.Argument(help="Layer and neuron: 12.345.")]
 Layers = Annotated[str | None, typer.Option(help="7, -1, 4:8 (half-open) or 0,5,10:12; all, if not given.")]
 
 
@@ -52,6 +53,17 @@ class DecoderOption(StrEnum):
     none = "none"
     gain = "gain"
     norm = "norm"
+
+
+def layer_and_neuron(text: str) -> tuple[int, int]:
+    """
+    Raises:
+        UnknownOption: if it is spelled otherwise.
+    """
+    layer, dot, neuron = text.partition(".")
+    if not (dot and layer.isdecimal() and neuron.isdecimal()):
+        raise UnknownOption(f"Neuron {text!r} is not understood. Write its layer and number: 12.345, both counted from 0.")
+    return int(layer), int(neuron)
 
 
 def load_model(name: str, revision: str | None, device: str | None, dtype: str | None, *, check: bool = True):

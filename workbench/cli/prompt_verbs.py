@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.options import WRITTEN, Device, DType, Json, Model, Revision, SideOption, load_model
+from workbench.cli.options import (
+    WRITTEN,
+    Device,
+    DType,
+    Json,
+    Model,
+    Neuron,
+    Revision,
+    SideOption,
+    layer_and_neuron,
+    load_model,
+)
 from workbench.cli.show import emit_json, say
 from workbench.embedded import DEFAULT as DEFAULT_MODEL
 from workbench.manifest import file_hash, note, wrote
@@ -77,7 +88,7 @@ def generate(
 
 
 def clamp(
-    neuron: Annotated[str, typer.Argument(help="Layer and neuron: 12.345.")],
+    neuron: Neuron,
     prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="The text to go on from; may be given several times.")],
     value: Annotated[float, typer.Option(help="What the neuron's number becomes.")] = 8.0,
     side: Annotated[SideOption, typer.Option(help="Which of its numbers: before (up, gate) or after (down) the product.")] = (
@@ -101,7 +112,7 @@ def clamp(
 
     if plot is not None:
         output_folder(plot.parent, "Name another place with --plot")
-    layer, index = _layer_and_neuron(neuron)
+    layer, index = layer_and_neuron(neuron)
     note(seed=seed)
     loaded = load_model(model, revision, device, dtype)
     found = neuron_effect(
@@ -132,19 +143,6 @@ def _edits(path: Path | None) -> list:
 def _token(text: str) -> str | int:
     """A token as the user names it: its string, or `id:250`."""
     return int(text[3:]) if re.fullmatch(r"id:\d+", text) else text
-
-
-def _layer_and_neuron(text: str) -> tuple[int, int]:
-    """
-    Raises:
-        UnknownOption: if it is spelled otherwise.
-    """
-    from workbench.errors import UnknownOption
-
-    layer, dot, neuron = text.partition(".")
-    if not (dot and layer.isdecimal() and neuron.isdecimal()):
-        raise UnknownOption(f"Neuron {text!r} is not understood. Write its layer and number: 12.345.")
-    return int(layer), int(neuron)
 
 
 VERBS = {"scan": scan, "generate": generate, "clamp": clamp}

@@ -20,6 +20,14 @@ LISTED = 6
 COUNTS, TOP, QUANTILE = "#9aa3ad", "#c8702a", "#2a6fbb"
 
 
+def densities(counts: np.ndarray, lowest: float, highest: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Of a histogram, the bins that hold tokens, where they begin and end, and their share of tokens a unit of value."""
+    edges = bin_edges()
+    held = np.flatnonzero(counts)
+    low, high = np.maximum(edges[held], lowest), np.minimum(edges[held + 1], highest)
+    return held, low, high, counts[held] / np.maximum(high - low, 1e-12) / counts.sum()
+
+
 def plot_unit(result: TopActivations, unit: pd.Series, examples: pd.DataFrame, counts: np.ndarray) -> go.Figure:
     """Tokens by value (bins widen away from zero, so that they are drawn by their number a unit of value), with the examples
     as points: hover for the text around them."""
@@ -27,11 +35,8 @@ def plot_unit(result: TopActivations, unit: pd.Series, examples: pd.DataFrame, c
 
     from workbench.analyses.unit_examples import in_context
 
-    edges = bin_edges()
-    held = np.flatnonzero(counts)
-    low, high = np.maximum(edges[held], float(unit["lowest"])), np.minimum(edges[held + 1], float(unit["highest"]))
+    held, low, high, density = densities(counts, float(unit["lowest"]), float(unit["highest"]))
     wide = np.maximum(high - low, 1e-12)
-    density = counts[held] / wide / counts.sum()
     figure = go.Figure()
     figure.add_bar(
         x=(low + high) / 2, y=density, width=wide, name="tokens", marker={"color": COUNTS, "line": {"width": 0}},
