@@ -8,6 +8,7 @@ from families import tiny_hf, tiny_tokenizer
 from torch import nn
 
 import workbench as wb
+from workbench.architectures.families import ROWS
 from workbench.checks.check import error
 from workbench.errors import BrokenModel, MissingWeight, UnknownArchitecture, UnknownModel, UnknownOption, UnreadableWeight
 
@@ -160,3 +161,33 @@ def test_a_quantised_model_is_captured_but_its_weights_are_refused():
         "a later token moves no earlier logit",
     }
     assert (found["mlp_post W_out = mlp_out"] == "unchecked").all()
+
+
+@pytest.mark.parametrize("family", ["llama tied", "gpt2", "gemma2", "phi3"])
+def test_a_streamed_model_is_the_same(tmp_path, family):
+    """Its blocks stay in their files, and are read from there."""
+    tiny_hf(family).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    streamed, whole = wb.load(tmp_path, stream=True), wb.load(tmp_path)
+    assert all(one.is_meta for one in streamed.block(0).parameters())
+    assert not streamed.weight("W_U").is_meta
+    maps = [wb.map_neurons(model, side="all", progress=False) for model in (streamed, whole)]
+    assert maps[0].table.equals(maps[1].table)
+    assert maps[0].null.equals(maps[1].null)
+    assert torch.equal(
+        wb.capture(streamed, "a dog", "resid_post.-1")["resid_post.-1"],
+        wb.capture(whole, "a dog", "resid_post.-1")["resid_post.-1"],
+    )
+
+
+def test_what_cannot_be_streamed_says_why(tmp_path, monkeypatch):
+    tiny_tokenizer().save_pretrained(tmp_path)
+    tiny_hf("mixtral").save_pretrained(tmp_path)
+    with pytest.raises(UnknownOption, match="in another form than 'mixtral' computes with"):
+        wb.load(tmp_path, stream=True)
+    tiny_hf("llama").save_pretrained(tmp_path)
+    monkeypatch.delitem(ROWS, "llama")
+    with pytest.raises(UnknownArchitecture, match="'llama' has no row, so its blocks are not known"):
+        wb.load(tmp_path, stream=True)
+    with pytest.raises(UnknownOption, match="stream=True is for a model that is loaded from files"):
+        wb.load(tiny_hf("llama"), tokenizer=tiny_tokenizer(), stream=True)

@@ -183,3 +183,4 @@ def test_a_vision_language_model_loads_from_its_folder(kind, tmp_path):
     model = wb.load(tmp_path)
     assert model.n_layers == LAYERS
     assert wb.map_neurons(model, k=2, progress=False).table["layer"].nunique() == LAYERS
+    assert torch.equal(wb.load(tmp_path, stream=True).weight("W_in", 1), model.weight("W_in", 1))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Union
 
 import torch
 
+from workbench.architectures.lookup import placed, row_of
 from workbench.artifacts import read_json
 from workbench.embedded import DEFAULT
 from workbench.errors import BrokenModel, UnknownArchitecture, UnknownModel, UnknownOption
@@ -33,6 +34,7 @@ def load(
     device: str | torch.device | None = None,
     device_map: str | dict[str, Any] | None = None,
     revision: str | None = None,
+    stream: bool = False,
     check: bool = True,
 ) -> LanguageModel:
     """Load a model and check that it is what its names say.
@@ -54,6 +56,9 @@ def load(
         device: Where to put the weights; as they are (the CPU), if not given.
         device_map: How accelerate spreads the weights over devices, as `from_pretrained` takes it; instead of `device`.
         revision: Branch, tag or commit of a hub model.
+        stream: Leave the blocks' weights in their safetensors files, from where each is read whenever it is asked for or
+            computed with; embedding, final norm and head go to `device`. So a model of any size can be mapped with room for
+            its head and one matrix. Its `weights_hash` covers the names and shapes of what stays in files, not its numbers.
         check: Run the short self-check (one small forward pass).
     Raises:
         UnknownModel, BrokenModel: if there is no such model, its files cannot be used, or a bridge's weights were processed.
@@ -65,8 +70,12 @@ def load(
         raise UnknownOption(f"dtype={dtype!r} is not known. Use torch's {known}.")
     if device is not None and device_map is not None:
         raise UnknownOption("device= and device_map= exclude each other: the map says where everything goes.")
+    if stream and (device_map is not None or not isinstance(model, (str, Path))):
+        raise UnknownOption("stream=True is for a model that is loaded from files, without device_map=.")
     if isinstance(model, (str, Path)):
         folder = find(str(model), revision)
+        if stream:
+            device_map, device = _blocks_in_files(folder, str(device or "cpu")), None
         hf, tokenizer = _from_folder(folder, tokenizer, dtype, device_map)
         name, revision, source = str(model), revision_of(folder), folder
     else:
@@ -151,11 +160,48 @@ def _from_folder(
         raise
     except (OSError, ValueError, RuntimeError, KeyError, AssertionError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if "`offload_folder`" in reason:
+            raise UnknownOption(
+                f"Weights of {str(folder)!r} are stored in another form than {family!r} computes with (those of most mixtures "
+                "of experts are), so they cannot be read from their files as they are. Load the model whole."
+            ) from None
         raise BrokenModel(
             f"{str(folder)!r} could not be loaded: {reason} Fetch it again, mend the file named, or choose another device_map."
         ) from None
     assert tokenizer is not None
     return hf, tokenizer
+
+
+def _blocks_in_files(folder: Path, device: str) -> dict[str, Any]:
+    """The `device_map` of a streamed model.
+
+    Raises:
+        UnknownArchitecture: for a family without a row, whose blocks are not known before it is loaded.
+    """
+    from transformers import AutoConfig
+
+    check_weights(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with torch.device("meta"):
+        skeleton = _auto_class(config).from_config(config)
+    row = row_of(config.get_text_config(decoder=True))
+    if row is None:
+        raise UnknownArchitecture(
+            f"Family {config.model_type!r} has no row, so its blocks are not known before it is loaded. Load it whole, or give "
+            "device_map= by the names of its modules ('disk' leaves them in their files)."
+        )
+    blocks, places = placed(row, skeleton).path("layers"), {}
+
+    def place(module: torch.nn.Module, path: str) -> None:
+        for name, child in module.named_children():
+            own = f"{path}{name}"
+            if blocks.startswith(f"{own}."):
+                place(child, f"{own}.")
+            else:
+                places[own] = "disk" if own == blocks else device
+
+    place(skeleton, "")
+    return places
 
 
 def _auto_class(config: Any) -> Any:

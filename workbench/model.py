@@ -373,7 +373,8 @@ class LanguageModel:
     def weights_hash(self) -> str:
         """SHA-256 over the name, dtype, shape and 1,024 scattered entries of every parameter.
 
-        A fingerprint, not a proof: it reads a few megabytes of a model of any size, and any training changes it.
+        A fingerprint, not a proof: it reads a few megabytes of a model of any size, and any training changes it. Of weights
+        that stay in files (`wb.load(…, stream=True)`) it covers names and shapes alone.
         """
         digest = hashlib.sha256()
         for name, tensor in sorted(self.hf.named_parameters()):

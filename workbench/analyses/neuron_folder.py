@@ -145,7 +145,13 @@ def _write_by_token(path: Path, frame: pd.DataFrame) -> None:
         np.argsort(frame["token_id"].to_numpy(), kind="stable")
     )
     repeating = ["side", "layer", "token_id", "token"]
-    pq.write_table(sorted_rows, path, compression="zstd", row_group_size=ROW_GROUP, use_dictionary=repeating)
+    pq.write_table(
+        sorted_rows,
+        path,
+        compression="zstd",
+        row_group_size=ROW_GROUP,
+        use_dictionary=repeating,  # pyright: ignore[reportArgumentType]  # its stub knows True and False alone
+    )
 
 
 def _write_parquet(path: Path, frame: pd.DataFrame) -> None:

@@ -18,6 +18,7 @@ from workbench.cli.options import (
     Revision,
     SideOption,
     SidesOption,
+    Stream,
     load_model,
 )
 from workbench.cli.show import emit_json, say, table
@@ -46,6 +47,8 @@ def map_neurons(
     revision: Revision = None,
     device: Device = None,
     dtype: DType = None,
+    stream: Stream = False,
+    check: Annotated[bool, typer.Option(help="The short self-check; a streamed model is read once for it.")] = True,
     json: Json = False,
 ) -> None:
     """Map MLP neurons to the words they speak for: neurons.parquet, neurons_bottom.parquet, run.json, neurons.html."""
@@ -55,7 +58,7 @@ def map_neurons(
 
     output_folder(out)
     neurons = run(
-        load_model(model, revision, device, dtype),
+        load_model(model, revision, device, dtype, stream=stream, check=check),
         side=side.value,
         layers=layers,
         part=part,

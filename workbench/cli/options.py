@@ -14,6 +14,7 @@ Model = Annotated[
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; where the weights are, if not given.")]
+Stream = Annotated[bool, typer.Option("--stream", help="Read each layer's weights from its file when it is its turn.")]
 DType = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16; as stored, if not given.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")]
 WRITTEN = "written"
@@ -66,7 +67,9 @@ def layer_and_neuron(text: str) -> tuple[int, int]:
     return int(layer), int(neuron)
 
 
-def load_model(name: str, revision: str | None, device: str | None, dtype: str | None, *, check: bool = True):
+def load_model(
+    name: str, revision: str | None, device: str | None, dtype: str | None, *, stream: bool = False, check: bool = True
+):
     """The model that the options name; the record of the run says which it was.
 
     Raises:
@@ -80,6 +83,6 @@ def load_model(name: str, revision: str | None, device: str | None, dtype: str |
         raise WorkbenchError(f"--dtype {dtype!r} is not known. Use float32, bfloat16 or float16.")
     chosen = None if dtype is None else getattr(torch, dtype)
     with timed("load_model"):
-        loaded = workbench.load(name, revision=revision, device=device, dtype=chosen, check=check)
+        loaded = workbench.load(name, revision=revision, device=device, dtype=chosen, stream=stream, check=check)
     note(model=loaded.provenance)
     return loaded
