@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import workbench as wb
 from workbench.analyses.direct_effect import DirectEffect, direct_change
+from workbench.analyses.neuron_score import random_rows
 from workbench.cli import app
 from workbench.errors import CannotWrite, LayerOutOfRange, MissingWeight, OtherJob, UnknownOption, UnknownSite
 from workbench.model import Batch
@@ -129,6 +130,14 @@ def test_scores_come_from_a_map_if_there_is_one(llama):
         wb.neuron_card(llama, 1, 7, corpus=None, neurons=neurons, decoder="gain", **QUICK)
     with pytest.raises(OtherJob, match="other weights"):
         wb.neuron_card(tiny_model("gpt2", check=False), 1, 7, corpus=None, neurons=neurons, **QUICK)
+
+
+def test_random_directions_have_the_mean_and_covariance_of_the_neurons(llama):
+    rows = llama.weight("W_out", 1).detach() + 1.0
+    drawn = random_rows(rows, 0, 40_000)
+    scale = float(rows.var(0).mean())
+    torch.testing.assert_close(drawn.mean(0), rows.mean(0), rtol=0.0, atol=0.05 * scale**0.5)
+    torch.testing.assert_close(drawn.T.cov(), rows.T.cov(correction=0), rtol=0.0, atol=0.05 * scale)
 
 
 # Text

@@ -86,6 +86,14 @@ class Population:
         return (self.row_mean + (white * values.clamp_min(0).sqrt()) @ vectors.T).float()
 
 
+def random_rows(rows: Float[Tensor, "neurons d_model"], seed: int, n: int) -> Float[Tensor, "n d_model"]:
+    """Gaussian rows as `Population.random` draws them, of rows that are at hand: random sums of them have their covariance, and
+    no eigenvectors are needed, which take longer than all else where rows are long."""
+    mean = rows.mean(0)
+    white = torch.randn(n, len(rows), generator=torch.Generator().manual_seed(seed)).to(rows)
+    return mean + white @ (rows - mean) / len(rows) ** 0.5
+
+
 def null_scores(population: Population, projector: Projector, side: str, seed: int) -> pd.DataFrame:
     """The best score among the top tokens of random rows, found as a neuron's is, decoder included: columns side, score."""
     import pandas as pd

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from workbench.analyses.neuron_map import NULL_QUANTILE, SIDES, NeuronMap, Side, neuron_rows
-from workbench.analyses.neuron_score import Population
+from workbench.analyses.neuron_score import Population, random_rows
 from workbench.errors import OtherJob
 from workbench.model import LanguageModel
 from workbench.projection import Decoder, Projection, Projector
@@ -114,7 +114,7 @@ class _Side:
         self.rows = self._rows(layer)
         self.row = self.rows[neuron : neuron + 1]
         self.population = Population(model.vocabulary, decoder, lambda _: self.rows, [layer])
-        self.random = self.population.random(seed, NULL_ROWS)
+        self.random = random_rows(self.rows, seed, NULL_ROWS)
         self.words = self._decoded(self.row, bottom=True)
 
     def tokens(self) -> pd.DataFrame:
