@@ -5,6 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workbench.analyses.activation_patching import activation_patching as activation_patching
+    from workbench.analyses.decoded_directions import DecodedDirections as DecodedDirections
+    from workbench.analyses.decoded_directions import decode_directions as decode_directions
+    from workbench.analyses.directions import Directions as Directions
+    from workbench.analyses.directions import head_directions as head_directions
+    from workbench.analyses.directions import singular_directions as singular_directions
     from workbench.analyses.head_scores import HeadScores as HeadScores
     from workbench.analyses.head_scores import head_scores as head_scores
     from workbench.analyses.logit_attribution import Attribution as Attribution
@@ -46,6 +51,8 @@ _HOMES = {
     "ActivationStore": "workbench.store.store",
     "Attribution": "workbench.analyses.logit_attribution",
     "Corpus": "workbench.corpus.corpus",
+    "DecodedDirections": "workbench.analyses.decoded_directions",
+    "Directions": "workbench.analyses.directions",
     "HeadScores": "workbench.analyses.head_scores",
     "LanguageModel": "workbench.model",
     "MapComparison": "workbench.analyses.map_comparison",
@@ -63,6 +70,8 @@ _HOMES = {
     "capture_to_store": "workbench.store.write",
     "clamp": "workbench.edits.make",
     "compare_maps": "workbench.analyses.map_comparison",
+    "decode_directions": "workbench.analyses.decoded_directions",
+    "head_directions": "workbench.analyses.directions",
     "head_scores": "workbench.analyses.head_scores",
     "intervene": "workbench.intervention",
     "load": "workbench.loading",
@@ -78,6 +87,7 @@ _HOMES = {
     "save_edits": "workbench.edits.files",
     "scale": "workbench.edits.make",
     "scan": "workbench.analyses.scan",
+    "singular_directions": "workbench.analyses.directions",
     "stream": "workbench.streaming.stream",
     "top_activations": "workbench.analyses.top_activations",
 }

@@ -86,6 +86,22 @@ class Population:
         return (self.row_mean + (white * values.clamp_min(0).sqrt()) @ vectors.T).float()
 
 
+class Isotropic(Population):
+    """Directions without a preferred one, in closed form: what few vectors are held against, whose own moments say little."""
+
+    def __init__(self, vocabulary: Vocabulary, decoder: Decoder):
+        self.vocabulary = vocabulary
+        self.decoder: Decoder = decoder
+        d_model, device = vocabulary.d_model, vocabulary.W_U.device
+        weight = vocabulary.linear_part(torch.ones(1, d_model, device=device), decoder)[0].float() ** 2
+        self.unit_mean, self.unit_covariance = torch.zeros(d_model, device=device), torch.diag(weight / weight.sum())
+
+    def random(self, seed: int, n: int) -> Float[Tensor, "rows d_model"]:
+        """Gaussian rows, of norm 1 on average."""
+        d_model, generator = self.vocabulary.d_model, torch.Generator().manual_seed(seed)
+        return (torch.randn(n, d_model, generator=generator) / d_model**0.5).to(self.unit_mean.device)
+
+
 def random_rows(rows: Float[Tensor, "neurons d_model"], seed: int, n: int) -> Float[Tensor, "n d_model"]:
     """Gaussian rows as `Population.random` draws them, of rows that are at hand: random sums of them have their covariance, and
     no eigenvectors are needed, which take longer than all else where rows are long."""
