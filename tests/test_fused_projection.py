@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-import workbench.projection as projection
-from workbench.projection import Projector
+from workbench import tiles
+from workbench.projector import Projector
 from workbench.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.skipif(
@@ -84,7 +84,7 @@ def test_blocks_are_as_many_as_the_memory_asks_for(monkeypatch):
 
     voc, x = head(128, 8192), torch.randn(1000, 128, device="cuda").bfloat16()
     whole = Projector(voc, k=K, k_bottom=K)(x)
-    monkeypatch.setitem(projection.MEMORY, "cuda", bytes_a_row(8192) * 300)
+    monkeypatch.setitem(tiles.MEMORY, "cuda", bytes_a_row(8192) * 300)
     parts = Projector(voc, k=K, k_bottom=K)(x)
     for name in ("top_ids", "bottom_ids", "top_logits", "log_normaliser"):
         assert torch.equal(getattr(whole, name), getattr(parts, name))

@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-import workbench.projection as module
+import workbench.tiles as module
 from workbench.errors import NotFinite, UnknownToken
-from workbench.projection import Projection, Projector
+from workbench.projection import Projection
+from workbench.projector import Projector
 from workbench.vocabulary import Vocabulary
 
 D, V, ROWS, K = 16, 1000, 37, 7

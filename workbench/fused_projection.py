@@ -3,7 +3,7 @@
 No logits are written. A tile of them is reduced while it is in registers: to the two largest and two smallest of every group
 of columns, each with its column in its last bits, and to its part of the softmax's sum. A second kernel finds the few
 columns of each row that can be among its best, and multiplies them again in float64. The tile is made for the memory of a
-Hopper SM, where it was measured; other GPUs take the tiles of `workbench.projection`.
+Hopper SM, where it was measured; other GPUs take the tiles of `workbench.tiles`.
 """
 
 from functools import cached_property

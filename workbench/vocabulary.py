@@ -7,7 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.projection import TILE, Decoder, Projection, Projector, accumulation_dtype, no_such_id, spans
+from workbench.projection import Decoder, Projection, accumulation_dtype, no_such_id
+from workbench.projector import Projector
+from workbench.tiles import TILE, spans
 
 _HALVES = (torch.bfloat16, torch.float16)
 _MM_TAKES_OUT_DTYPE = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 8)

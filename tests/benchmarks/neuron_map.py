@@ -15,7 +15,7 @@ from measuring import peak_extra_bytes, ratio, seconds
 
 import workbench as wb
 from workbench.embedded import DEFAULT, EMBEDDED
-from workbench.projection import Projector
+from workbench.projector import Projector
 from workbench.vocabulary import Vocabulary
 
 SHAPES = {"smollm2": (576, 1536, 30, 49_152), "llama-8b": (4096, 14_336, 32, 128_256)}

@@ -16,7 +16,8 @@ from workbench.analyses.directions import Directions, given_directions
 from workbench.analyses.neuron_score import NULL_ROWS, Isotropic, Population
 from workbench.errors import UnknownOption, require_one_of
 from workbench.model import LanguageModel
-from workbench.projection import Decoder, Projection, Projector
+from workbench.projection import Decoder, Projection
+from workbench.projector import Projector
 from workbench.results import Result, versions
 from workbench.tokens import joined, shown
 

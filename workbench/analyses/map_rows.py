@@ -14,7 +14,8 @@ from workbench.analyses.map_alignment import Lists, agreement, generator, groups
 from workbench.analyses.neuron_map import Expert, NeuronMap, Side, neuron_rows
 from workbench.errors import NotComparable, OtherJob
 from workbench.model import LanguageModel
-from workbench.projection import Projection, Projector, accumulation_dtype
+from workbench.projection import Projection, accumulation_dtype
+from workbench.projector import Projector
 
 if TYPE_CHECKING:
     import pandas as pd

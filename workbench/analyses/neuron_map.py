@@ -27,7 +27,8 @@ from workbench.analyses.neuron_search import Query, search
 from workbench.analyses.neuron_table import Decoded, neuron_table
 from workbench.errors import MissingWeight, UnknownOption, require_one_of
 from workbench.model import LanguageModel
-from workbench.projection import Decoder, Projector, accumulation_dtype
+from workbench.projection import Decoder, accumulation_dtype
+from workbench.projector import Projector
 from workbench.results import Result, versions
 from workbench.sites import Site, parse_layers
 from workbench.tokens import Match, fold, joined, shown

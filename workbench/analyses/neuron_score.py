@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.projection import Decoder, Projector
+from workbench.projection import Decoder
+from workbench.projector import Projector
 from workbench.vocabulary import Vocabulary
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from workbench.analyses.neuron_map import NULL_QUANTILE, SIDES, NeuronMap, Side,
 from workbench.analyses.neuron_score import Population, random_rows
 from workbench.errors import OtherJob
 from workbench.model import LanguageModel
-from workbench.projection import Decoder, Projection, Projector
+from workbench.projection import Decoder, Projection
+from workbench.projector import Projector
 from workbench.tokens import joined
 
 if TYPE_CHECKING:

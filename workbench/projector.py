@@ -1,0 +1,148 @@
+"""Rows into tokens: which engine multiplies, and the order of tokens that its rounding leaves open.
+
+On GPUs where it was measured one kernel multiplies and ranks (`fused_projection`); all else goes through `tiles`.
+"""
+
+from dataclasses import replace
+from functools import cache, cached_property
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from workbench.errors import NotFinite, require_one_of
+from workbench.near_ties import ERROR, GROWTH, SPARE, settle
+from workbench.projection import Decoder, Head, Projection, accumulation_dtype, no_such_id, stacked
+from workbench.tiles import Tiles, memory_of
+
+if TYPE_CHECKING:
+    from workbench.fused_projection import FusedProduct
+
+Engine = Literal["tiles", "fused"]
+
+
+class Projector:
+    """`Vocabulary.project` with its options fixed, for many calls: buffers are kept from one call to the next."""
+
+    engine: Engine = "tiles"
+    """What the last call used."""
+
+    def __init__(
+        self,
+        head: Head,
+        decoder: Decoder = "none",
+        k: int = 10,
+        k_bottom: int = 0,
+        entropy: bool = False,
+        memory: int | None = None,
+    ):
+        self.head = head
+        self.decoder: Decoder = decoder
+        self.k, self.k_bottom = min(k, head.d_vocab), min(k_bottom, head.d_vocab)
+        self.entropy = entropy
+        self.memory = memory
+        bottom = self.k_bottom + SPARE if self.k_bottom else 0
+        self._tiles = Tiles(head, decoder, self.k + SPARE, bottom, entropy, memory)
+        self._fused: FusedProduct | None = None
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        x: Float[Tensor, "rows d_model"],
+        targets: Int[Tensor, " targets"] | Int[Tensor, "rows targets"] | None = None,
+        reference: Float[Tensor, "#rows d_model"] | None = None,
+    ) -> Projection:
+        require_one_of("decoder", self.decoder, get_args(Decoder))
+        if reference is not None:
+            _refuse_not_finite(reference, "of the reference")
+            if len(reference) not in (1, len(x)):
+                raise ValueError(f"reference has {len(reference)} rows for {len(x)} to project; give one, or one for each.")
+        if targets is not None:
+            for token in targets[(targets < 0) | (targets >= self.head.d_vocab)].tolist():
+                raise no_such_id(token, self.head.d_vocab)
+            targets = targets.to(x.device).expand(len(x), -1)
+        if targets is None and reference is None and self._takes_fused(x):
+            self.engine = "fused"
+            found, crowded = self._in_one_kernel(x)
+        else:
+            self.engine = "tiles"
+            found, crowded = self._settled(x, self._tiles(x, targets, reference))
+        if not torch.isfinite(found.log_normaliser).all():
+            _refuse_not_finite(x, "to project")
+            raise NotFinite("Logits overflow: rows of this size have no softmax. Scale them down, or use decoder='norm'.")
+        if len(rows := crowded.nonzero()[:, 0]):
+            exactly = Projector(self.head, self.decoder, self.k, self.k_bottom, memory=self.memory)(x[rows].double())
+            for name in ("top_ids", "top_logits", "bottom_ids", "bottom_logits"):
+                part = getattr(found, name)
+                part[rows] = getattr(exactly, name).to(part.dtype)
+        return found
+
+    def _settled(self, x: Tensor, found: Projection) -> tuple[Projection, Bool[Tensor, " rows"]]:
+        """The tokens that are wanted, those that rounding left open put in order, and the rows with too many such."""
+        best = {
+            "top": (found.top_logits, found.top_ids, self.k),
+            "bottom": (found.bottom_logits, found.bottom_ids, self.k_bottom),
+        }
+        settled, crowded = {}, torch.zeros(len(x), dtype=torch.bool, device=x.device)
+
+        def exact(rows: Tensor, ids: Tensor) -> Tensor:
+            return self.head.logits_at(self.head.decoded(x[rows].double(), self.decoder), ids, self.decoder)
+
+        for name, (logits, ids, k) in best.items():
+            if len(x) and k and accumulation_dtype(x) == torch.float32:
+                error = self._error(x, ids) + GROWTH * x.shape[1] * logits.abs().amax(1)
+                logits, ids, full = settle(logits, ids, k, error, exact, largest=name == "top")
+                crowded[full] = True
+            settled |= {f"{name}_logits": logits[:, :k].contiguous(), f"{name}_ids": ids[:, :k].contiguous()}
+        return replace(found, **settled), crowded
+
+    def _error(self, x: Tensor, ids: Tensor | None = None) -> Float[Tensor, " rows"]:
+        """By how much logits of each row may err, beside what grows with the logit. Of the tokens found, if they are few:
+        reading all of `W_U` for its norms takes as long as multiplying a row by it."""
+        few = ids is not None and ids.numel() < self.head.d_vocab
+        scale = self.head.scale(self.decoder, ids) if few else self._scale
+        return ERROR * scale * self.head.decoded(x, self.decoder).norm(dim=1, dtype=torch.float32)
+
+    @cached_property
+    def _scale(self) -> float:
+        return self.head.scale(self.decoder)
+
+    def _takes_fused(self, x: Tensor) -> bool:
+        if not x.is_cuda or self.entropy or not len(x) or not _has_triton():
+            return False
+        from workbench.fused_projection import fits
+
+        W_U, rows = self.head.matrix(self.decoder), self.head.decoded(x[:1], self.decoder)
+        return W_U is not None and fits(rows, W_U, max(self.k, self.k_bottom))
+
+    def _in_one_kernel(self, x: Tensor) -> tuple[Projection, Bool[Tensor, " rows"]]:
+        from workbench.fused_projection import FusedProduct, bytes_a_row
+
+        most = max(1, memory_of(x.device, self.memory) // bytes_a_row(self.head.d_vocab))
+        height = -(-len(x) // -(-len(x) // most))  # blocks of one size
+        if self._fused is None or self._fused.height < height:
+            W_U = self.head.matrix(self.decoder)
+            assert W_U is not None
+            self._fused = FusedProduct(W_U, height, self.k, self.k_bottom)
+        blocks, crowded = [], []
+        for part in x.split(height):
+            top, bottom, normaliser = self._fused(self.head.decoded(part, self.decoder), self._error(part))
+            blocks.append(Projection(top.columns, top.values, bottom.columns, bottom.values, normaliser))
+            crowded.append(top.crowded | bottom.crowded)
+        return stacked(blocks), torch.cat(crowded)
+
+
+def _refuse_not_finite(x: Tensor, which: str) -> None:
+    finite = torch.isfinite(x).all(1)
+    if not finite.all():
+        raise NotFinite(
+            f"Row {int((~finite).nonzero()[0])} of the {len(x)} {which} holds NaN or infinity. "
+            "Find where it arises (capture the layers below), or drop the row."
+        )
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
