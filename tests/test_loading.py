@@ -27,7 +27,7 @@ def test_a_folder_loads_as_the_live_model_does(folder):
 
 
 def test_dtype(folder):
-    assert wb.load(folder, dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert wb.load(folder, dtype=torch.bfloat16).dtype == wb.load(folder, dtype="bfloat16").dtype == torch.bfloat16
     assert wb.load(str(folder)).dtype == torch.float32
 
 

@@ -30,7 +30,7 @@ def load(
     model: Union[str, Path, "PreTrainedModel"] = DEFAULT,
     *,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device: str | torch.device | None = None,
     device_map: str | dict[str, Any] | None = None,
     revision: str | None = None,
@@ -52,7 +52,7 @@ def load(
     Args:
         model: The embedded model's name (pulled on first use), a local folder, a Hugging Face id (from its cache, else
             downloaded), or a live model: Hugging Face's, which needs its tokenizer, a TransformerBridge, or nnsight's.
-        dtype: Of the weights; as stored, if not given. A live model's own weights are changed.
+        dtype: Of the weights, torch's or its name; as stored, if not given. A live model's own weights are changed.
         device: Where to put the weights; as they are (the CPU), if not given.
         device_map: How accelerate spreads the weights over devices, as `from_pretrained` takes it; instead of `device`.
         revision: Branch, tag or commit of a hub model.
@@ -65,9 +65,11 @@ def load(
         UnknownArchitecture: for an encoder-decoder, or a family without a row for which no guess holds.
         VerificationFailed: if the self-check fails.
     """
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype, dtype)
     if dtype is not None and dtype not in TOLERANCE:
         known = ", ".join(str(one).removeprefix("torch.") for one in TOLERANCE)
-        raise UnknownOption(f"dtype={dtype!r} is not known. Use torch's {known}.")
+        raise UnknownOption(f"dtype={dtype!r} is not known. Use one of torch's {known}.")
     if device is not None and device_map is not None:
         raise UnknownOption("device= and device_map= exclude each other: the map says where everything goes.")
     if stream and (device_map is not None or not isinstance(model, (str, Path))):

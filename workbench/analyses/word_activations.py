@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,40 +44,56 @@ class WordActivations(Result):
     which ties count half."""
 
     def summary(self) -> pd.DataFrame:
-        """A row a side and target: side, target, neurons (whose words, and whose null's, stood there 10 times),
-        median_auc, null_median_auc, threshold (the null's 99 % quantile), above_fraction (areas above it), null_fraction,
-        median_correlation, null_median_correlation."""
+        """A row a side and target: side, target, neurons (whose words stood there 10 times; those of the null are counted by
+        themselves), median_auc, null_median_auc, threshold (the null's 99 % quantile), above_fraction (areas above it),
+        null_fraction, median_correlation, null_median_correlation."""
         import pandas as pd
 
         rows = []
-        for side, own in self.table.groupby("side", observed=True, sort=False):
-            for target in TARGETS:
-                enough = own[(own[f"{target}_present"] >= LEAST) & (own[f"{target}_null_present"] >= LEAST)]
-                threshold = enough[f"{target}_null_auc"].quantile(NULL_QUANTILE)
+        for target in TARGETS:
+            for side, own in self._seen_enough(target).groupby("side", observed=True, sort=False):
                 rows.append(
                     {
-                        "side": side, "target": target, "neurons": len(enough),
-                        "median_auc": enough[f"{target}_auc"].median(),
-                        "null_median_auc": enough[f"{target}_null_auc"].median(),
-                        "threshold": threshold, "above_fraction": (enough[f"{target}_auc"] > threshold).mean(),
-                        "null_fraction": 1 - NULL_QUANTILE,
-                        "median_correlation": enough[f"{target}_correlation"].median(),
-                        "null_median_correlation": enough[f"{target}_null_correlation"].median(),
+                        "side": side, "target": target, "neurons": own["auc"].count(), "median_auc": own["auc"].median(),
+                        "null_median_auc": own["null_auc"].median(), "threshold": own["threshold"].iloc[0],
+                        "above_fraction": own["above"].mean(), "null_fraction": 1 - NULL_QUANTILE,
+                        "median_correlation": own["correlation"].median(),
+                        "null_median_correlation": own["null_correlation"].median(),
                     }
                 )  # fmt: skip
-        return pd.DataFrame(rows)
+        return pd.DataFrame(rows).sort_values("side", kind="stable", ignore_index=True)
 
-    def by_layer(self, target: str = "current") -> pd.DataFrame:
-        """Columns side, layer, neurons, median_auc, null_median_auc, above_fraction (of the side's threshold)."""
+    def by_layer(self, target: str = "current", starts: Sequence[int] | None = None) -> pd.DataFrame:
+        """Columns side, layer, neurons, median_auc, null_median_auc, above_fraction (of the side's threshold).
+
+        Args:
+            starts: First layers of bands that are taken together; `layer` is then `1 to 9`. Each layer alone, if None.
+        """
+        import pandas as pd
+
         require_one_of("target", target, TARGETS)
-        limits = self.summary().query("target == @target").set_index("side")["threshold"]
-        own = self.table[(self.table[f"{target}_present"] >= LEAST) & (self.table[f"{target}_null_present"] >= LEAST)]
-        above = own[f"{target}_auc"] > own["side"].astype(object).map(limits)
-        grouped = own.assign(above=above).groupby(["side", "layer"], observed=True, sort=False)
+        own = self._seen_enough(target)
+        if starts is not None:
+            edges = sorted({0, *starts} | {int(own["layer"].max()) + 1})
+            names = [str(a) if b == a + 1 else f"{a} to {b - 1}" for a, b in pairwise(edges)]
+            own["layer"] = pd.cut(own["layer"], edges, right=False, labels=names)
+        grouped = own.groupby(["side", "layer"], observed=True, sort=False)
         return grouped.agg(
-            neurons=("neuron", "size"), median_auc=(f"{target}_auc", "median"),
-            null_median_auc=(f"{target}_null_auc", "median"), above_fraction=("above", "mean"),
+            neurons=("auc", "count"), median_auc=("auc", "median"), null_median_auc=("null_auc", "median"),
+            above_fraction=("above", "mean"),
         ).reset_index()  # fmt: skip
+
+    def _seen_enough(self, target: str) -> pd.DataFrame:
+        """Columns side, layer, and auc, null_auc, correlation, null_correlation, missing where fewer than 10 tokens were among
+        the words; threshold, and above (1 or 0; missing without an area)."""
+        own = self.table[["side", "layer"]].copy()
+        for kind in ("", "null_"):
+            enough = self.table[f"{target}_{kind}present"] >= LEAST
+            for measure in ("auc", "correlation"):
+                own[f"{kind}{measure}"] = self.table[f"{target}_{kind}{measure}"].where(enough)
+        own["threshold"] = own.groupby("side", observed=True)["null_auc"].transform("quantile", NULL_QUANTILE)
+        own["above"] = (own["auc"] > own["threshold"]).astype(float).where(own["auc"].notna())
+        return own
 
     def save(self, folder: str | Path) -> Path:
         """Write word_activations.parquet and, last, run.json.
@@ -109,11 +126,12 @@ class WordActivations(Result):
             raise BadArtifact(f"The {KIND} in {str(folder)!r} are damaged ({error}). Make them again.") from None
         return cls(table=table, settings=settings)
 
-    def plot(self, target: str = "current") -> go.Figure:
-        """Median area by layer, beside the null's, and the share of neurons above the null's 99 % quantile."""
+    def plot(self) -> go.Figure:
+        """Median area by layer, beside the null's, and the share of neurons above the null's 99 % quantile: at a neuron's words
+        and before them."""
         from workbench.plots.word_activations import plot_word_activations
 
-        return plot_word_activations(self, target)
+        return plot_word_activations(self)
 
     def __str__(self) -> str:
         own = self.settings
@@ -193,8 +211,10 @@ class _Watched:
         self.side, self.layer, self.site = side, layer, neuron_site(model, side, layer)
         rows = neurons.table[(neurons.table["side"] == side) & (neurons.table["layer"] == layer)]
         own = rows["token_id"].to_numpy().reshape(-1, neurons.settings["k"])[:, :words]
-        drawn = np.random.default_rng([seed, layer, neurons.settings["sides"].index(side)]).permutation(len(own))
-        self.statistics = WordStatistics({"": own, "null_": own[drawn]}, model.d_vocab, model.device)
+        circle = np.random.default_rng([seed, layer, neurons.settings["sides"].index(side)]).permutation(len(own))
+        another = np.empty_like(own)
+        another[circle] = own[np.roll(circle, 1)]  # each takes the words of the one before it: none its own
+        self.statistics = WordStatistics({"": own, "null_": another}, model.d_vocab, model.device)
 
 
 def _table(neurons: NeuronMap, watched: list[_Watched]) -> pd.DataFrame:

@@ -26,6 +26,7 @@ ABOVE, BELOW = (200, 112, 42), (42, 111, 187)
 
 NARROW, NUMBER = ' style="width:auto"', ' class="number"'
 STYLE = """
+/* Twice the class where tables are laid out: notebooks' own rules for tables are stronger than one. */
 .neuron-card { color: #222; background: #fff; font: 14px/1.45 system-ui, sans-serif; max-width: 1240px; margin: 0 auto;
   padding: 16px; box-sizing: border-box }
 .neuron-card * { box-sizing: border-box }
@@ -34,11 +35,13 @@ STYLE = """
 .neuron-card h3 { font-size: 14px; margin: 10px 0 4px }
 .neuron-card p { margin: 2px 0 8px; color: #666; max-width: 80ch }
 .neuron-card .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(330px, 100%), 1fr)); gap: 4px 24px }
-.neuron-card table { border-collapse: collapse; width: 100%; background: none; color: inherit; font-size: 13px }
-.neuron-card td, .neuron-card th { text-align: left; padding: 2px 10px 2px 0; vertical-align: top; background: none;
-  border: 0; white-space: normal; overflow-wrap: anywhere }
-.neuron-card th { color: #666; font-weight: 500; white-space: nowrap }
-.neuron-card td.number { white-space: nowrap; font-variant-numeric: tabular-nums }
+.neuron-card.neuron-card table { border-collapse: collapse; width: 100%; background: none; color: inherit; font-size: 13px;
+  table-layout: auto; margin: 0 }
+.neuron-card.neuron-card tr { background: none }
+.neuron-card.neuron-card td, .neuron-card.neuron-card th { text-align: left; padding: 2px 10px 2px 0; vertical-align: top;
+  background: none; border: 0; white-space: normal; overflow-wrap: anywhere; max-width: none }
+.neuron-card.neuron-card th { color: #666; font-weight: 500; white-space: nowrap }
+.neuron-card.neuron-card td.number { white-space: nowrap; font-variant-numeric: tabular-nums }
 .neuron-card .token { display: inline-block; padding: 0 5px; margin: 1px 2px 1px 0; border-radius: 3px; white-space: pre-wrap;
   font: 13px/1.5 ui-monospace, monospace; overflow-wrap: anywhere }
 .neuron-card .example { font: 13px/1.6 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere }
