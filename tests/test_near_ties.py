@@ -1,5 +1,8 @@
 """Ranks that float32 leaves open: the truth is float64."""
 
+import sys
+from types import ModuleType, SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from workbench.near_ties import SPARE, settle
+from workbench.projector import Projector
 from workbench.vocabulary import Vocabulary
 
 D, V, K = 32, 2000, 5
@@ -60,6 +64,40 @@ def test_settled_is_sorted_exactly_or_called_crowded(seed, error):
         assert len(crowded)
     if error == 1e-3:
         assert sum(asked) < 20
+
+
+class _SomeRowsCrowded:
+    """In the kernel's place on a machine without a GPU: dense, and wrong in the rows that it calls crowded."""
+
+    def __init__(self, W_U, height, k, k_bottom):
+        self.W_U, self.height, self.k, self.k_bottom = W_U, height, k, k_bottom
+
+    def __call__(self, rows, error):
+        assert len(rows) <= self.height
+        assert (error > 0).all()
+        z = rows @ self.W_U
+        crowded = torch.arange(len(rows)) % 3 == 0
+        best = []
+        for k, largest in ((self.k, True), (self.k_bottom, False)):
+            found = z.topk(k, largest=largest)
+            found.indices[crowded] = 0
+            best.append(SimpleNamespace(values=found.values, columns=found.indices, crowded=crowded))
+        return *best, z.logsumexp(1)
+
+
+def test_rows_that_the_kernel_leaves_open_are_done_again(monkeypatch, generator):
+    kernel = ModuleType("workbench.fused_projection")
+    kernel.__dict__.update(FusedProduct=_SomeRowsCrowded, bytes_a_row=lambda _: 4 * V)
+    monkeypatch.setitem(sys.modules, "workbench.fused_projection", kernel)
+    monkeypatch.setattr(Projector, "_takes_fused", lambda _, x: x.dtype == torch.float32)
+    W_U, x = torch.randn(V, D, generator=generator).T, torch.randn(50, D, generator=generator)
+    projector = Projector(Vocabulary(W_U, None, None, nn.Identity()), k=K, k_bottom=2, memory=4 * V * 17)
+    monkeypatch.setattr(projector, "_tiles", lambda *_: pytest.fail("went through tiles"))
+    found, z = projector(x), x.double() @ W_U.double()
+    assert projector.engine == "fused"
+    assert torch.equal(found.top_ids, z.topk(K).indices)
+    assert torch.equal(found.bottom_ids, z.topk(2, largest=False).indices)
+    torch.testing.assert_close(found.log_normaliser.double(), z.logsumexp(1))
 
 
 def test_nothing_is_asked_where_nothing_is_open():

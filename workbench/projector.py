@@ -145,4 +145,5 @@ def _refuse_not_finite(x: Tensor, which: str) -> None:
 
 @cache
 def _has_triton() -> bool:
-    return find_spec("triton") is not None
+    """Whether there is a Triton with tensor descriptors, which the kernel is written for."""
+    return find_spec("triton") is not None and find_spec("triton.tools.tensor_descriptor") is not None
