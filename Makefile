@@ -31,6 +31,7 @@ test-all: $(VENV)/dev notebooks
 bench: $(VENV)/dev
 	$(BIN)/workbench pull
 	$(BIN)/python tests/benchmarks/neuron_map.py
+	$(BIN)/python tests/benchmarks/whole_map.py
 	$(BIN)/python tests/benchmarks/capture.py
 	$(BIN)/python tests/benchmarks/store.py
 	$(BIN)/python tests/benchmarks/reading.py
