@@ -87,6 +87,14 @@ def test_map_neurons_json(model, tmp_path):
     assert not (tmp_path / "neurons.html").exists()
 
 
+def test_a_streamed_map_is_the_same(model, mapped, tmp_path):
+    arguments = ("map-neurons", "--model", model, "--side", "all", "--out", tmp_path, "--no-plot", "--stream", "--no-check")
+    assert command(*arguments).returncode == 0
+    assert command("compare-maps", mapped[0], tmp_path, "--model-a", model, "--model-b", model, "--json").returncode == 0
+    for name in ("neurons.parquet", "neurons_bottom.parquet", "null.parquet"):
+        assert (tmp_path / name).read_bytes() == (mapped[0] / name).read_bytes()
+
+
 def test_find_neurons(mapped):
     out, _ = mapped
     done = command("find-neurons", "DOG", "--map", out, "--json", "-n", 1000)

@@ -6,6 +6,7 @@ import torch
 from conftest import tiny_model
 from families import tiny_hf, tiny_tokenizer
 from torch import nn
+from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 import workbench as wb
 from workbench.architectures.families import ROWS
@@ -171,6 +172,8 @@ def test_a_streamed_model_is_the_same(tmp_path, family):
     streamed, whole = wb.load(tmp_path, stream=True), wb.load(tmp_path)
     assert all(one.is_meta for one in streamed.block(0).parameters())
     assert not streamed.weight("W_U").is_meta
+    assert streamed.weights_hash == whole.weights_hash
+    assert wb.load(tmp_path, stream=True, dtype="bfloat16").weights_hash == wb.load(tmp_path, dtype="bfloat16").weights_hash
     maps = [wb.map_neurons(model, side="all", progress=False) for model in (streamed, whole)]
     assert maps[0].table.equals(maps[1].table)
     assert maps[0].null.equals(maps[1].null)
@@ -186,6 +189,13 @@ def test_what_cannot_be_streamed_says_why(tmp_path, monkeypatch):
     with pytest.raises(UnknownOption, match="in another form than 'mixtral' computes with"):
         wb.load(tmp_path, stream=True)
     tiny_hf("llama").save_pretrained(tmp_path)
+    with pytest.raises(BrokenModel, match="choose another device"):
+        wb.load(tmp_path, stream=True, device="nowhere")
+    (tmp_path / "encoder").mkdir()
+    config = AutoConfig.for_model("t5", d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4, vocab_size=300)
+    AutoModelForSeq2SeqLM.from_config(config).save_pretrained(tmp_path / "encoder")
+    with pytest.raises(UnknownArchitecture, match="encoder-decoder"):
+        wb.load(tmp_path / "encoder", stream=True)
     monkeypatch.delitem(ROWS, "llama")
     with pytest.raises(UnknownArchitecture, match="'llama' has no row, so its blocks are not known"):
         wb.load(tmp_path, stream=True)

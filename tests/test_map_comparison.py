@@ -267,7 +267,7 @@ def test_maps_that_cannot_be_compared_are_refused(llama, neurons):
     refused(r"layers 0:3, the second 1\. Ask for some of those that both have: layers='1'", up)
     refused(r"the second 1, and '0:2' was asked for\. Ask .* layers='1'", up, layers="0:2")
     refused(r"Layers '7' do not lie in this model of 3 layers", up, LayerOutOfRange, layers="7")
-    refused(r"Side 'gate' is in both maps: the first has up, gate, down, the second up\.", up, side="gate", layers="1")
+    refused(r"Side 'gate' is not in both maps: the first has up, gate, down, the second up\.", up, side="gate", layers="1")
     with pytest.raises(NotComparable, match=r"No side is in both maps: the first has up, the second down"):
         up.compare(mapped(llama, side="down", layers="1"))
     shifted = replace(neurons, tokens=[*neurons.tokens[1:], "x"])

@@ -43,6 +43,20 @@ def test_ids_are_those_of_float64_where_float32_cannot_tell(copies, decoder, gen
     assert torch.equal(found.bottom_ids, bottom[:, :K])
 
 
+def test_a_column_much_longer_than_the_others_errs_by_its_own_length():
+    """Its rounded logit may fall below those of short columns, of which alone the candidates then are."""
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        U = nn.functional.normalize(torch.randn(V, D, generator=generator), dim=1)
+        x = nn.functional.normalize(torch.randn(1, D, generator=generator), dim=1)
+        across = torch.randn(D, generator=generator)
+        U[966] = 1e7 * nn.functional.normalize(across - (across @ x[0]) * x[0], dim=0)
+        found = Vocabulary(U.T, None, None, nn.Identity()).project(x, k=3, k_bottom=3)
+        z = x.double() @ U.T.double()
+        assert torch.equal(found.top_ids, z.topk(3).indices)
+        assert torch.equal(found.bottom_ids, z.topk(3, largest=False).indices)
+
+
 @given(st.integers(0, 10_000), st.sampled_from([1e-3, 0.05, 0.3]))
 @settings(max_examples=50, deadline=None)
 def test_settled_is_sorted_exactly_or_called_crowded(seed, error):

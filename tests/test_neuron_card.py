@@ -180,8 +180,30 @@ def test_areas_of_its_words_are_those_of_word_activations(llama, corpus, card):
         assert row["present"] == own[f"{row['target']}_present"]
         np.testing.assert_equal(row["auc"], own[f"{row['target']}_auc"])
         np.testing.assert_equal(row["correlation"], own[f"{row['target']}_correlation"])
+        assert np.isnan(row["p"]) or row["present"] >= 10  # an area of fewer is spread wider than the null
         seen += row["present"]
     assert seen > 0
+
+
+def test_a_dead_neuron_has_a_page():
+    model = tiny_model("llama", check=False)
+    with torch.no_grad():
+        for name in ("W_in", "W_gate"):
+            model.weight(name, 1)[:, 5] = 0
+        model.weight("W_out", 1)[5] = 0
+    card = wb.neuron_card(model, 1, 5, corpus=None, **QUICK)
+    assert (card.table["logit"] == 0).all()
+    assert (card.table["token_id"] == card.table["rank"]).all()  # all equal: by lowest id
+    assert "Neuron 1.5" in card._repr_html_()
+
+
+@pytest.mark.parametrize(("options", "text"), [({"value": float("nan")}, "value=nan is no number"), ({"prompts": None}, None)])
+def test_values_and_prompts_that_are_none(llama, options, text):
+    if text is None:
+        assert wb.neuron_card(llama, 1, 7, corpus=None, value=1.0, **QUICK, **options).clamp is None
+        return
+    with pytest.raises(UnknownOption, match=text):
+        wb.neuron_card(llama, 1, 7, corpus=None, **QUICK, **options)
 
 
 def test_a_neuron_that_fires_on_its_word_is_told_from_its_null():

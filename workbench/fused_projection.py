@@ -41,13 +41,21 @@ class Best(NamedTuple):
 def fits(rows: Tensor, W_U: Tensor, k: int) -> bool:
     """Whether the kernel takes these rows, this matrix and this many tokens a row."""
     return (
-        torch.cuda.get_device_capability(rows.device)[0] == 9
+        torch.version.hip is None  # AMD's GPUs answer to the same name
+        and torch.cuda.get_device_capability(rows.device)[0] == 9
         and rows.dtype == W_U.dtype
         and rows.dtype in (torch.bfloat16, torch.float16)
         and W_U.T.is_contiguous()
         and W_U.shape[0] % 8 == 0
+        and W_U.data_ptr() % 16 == 0
         and k + SPARE <= min(MOST, W_U.shape[1] // GROUP)
     )
+
+
+def _aligned(rows: Tensor) -> Tensor:
+    """Rows that follow each other from an address that a tensor descriptor takes."""
+    rows = rows.contiguous()
+    return rows if rows.data_ptr() % 16 == 0 else rows.clone()
 
 
 def bytes_a_row(d_vocab: int) -> int:
@@ -79,7 +87,7 @@ class FusedProduct:
         Args:
             error: By how much a logit of the row may err, beside what grows with the logit.
         """
-        n, rows = len(rows), rows.contiguous()
+        n, rows = len(rows), _aligned(rows)
         columns, depth = self.U.shape
         groups, tiles = -(-columns // GROUP), self._sums.shape[1]
         normaliser = torch.empty(n, device=rows.device, dtype=torch.float32)

@@ -58,7 +58,7 @@ def load(
         revision: Branch, tag or commit of a hub model.
         stream: Leave the blocks' weights in their safetensors files, from where each is read whenever it is asked for or
             computed with; embedding, final norm and head go to `device`. So a model of any size can be mapped with room for
-            its head and one matrix. Its `weights_hash` covers the names and shapes of what stays in files, not its numbers.
+            its head and one matrix.
         check: Run the short self-check (one small forward pass).
     Raises:
         UnknownModel, BrokenModel: if there is no such model, its files cannot be used, or a bridge's weights were processed.
@@ -76,9 +76,8 @@ def load(
         raise UnknownOption("stream=True is for a model that is loaded from files, without device_map=.")
     if isinstance(model, (str, Path)):
         folder = find(str(model), revision)
-        if stream:
-            device_map, device = _blocks_in_files(folder, str(device or "cpu")), None
-        hf, tokenizer = _from_folder(folder, tokenizer, dtype, device_map)
+        place, device = (str(device or "cpu"), None) if stream else (None, device)
+        hf, tokenizer = _from_folder(folder, tokenizer, dtype, device_map, place)
         name, revision, source = str(model), revision_of(folder), folder
     else:
         moved = dtype is not None or device is not None
@@ -141,7 +140,12 @@ def _from_folder(
     tokenizer: "PreTrainedTokenizerBase | None",
     dtype: torch.dtype | None,
     device_map: str | dict[str, Any] | None,
+    streamed_to: str | None,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """
+    Args:
+        streamed_to: Where all but the blocks goes, whose weights stay in their files.
+    """
     from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, __version__
 
     check_weights(folder)
@@ -153,6 +157,8 @@ def _from_folder(
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         refuse_encoder_decoder(config)
+        if streamed_to is not None:
+            device_map = _blocks_in_files(config, streamed_to)
         with _loading_bar(weight_bytes(folder) > QUIET_BELOW):
             hf = _auto_class(config).from_pretrained(
                 folder, dtype=dtype or "auto", device_map=device_map, use_safetensors=True, trust_remote_code=False
@@ -167,23 +173,20 @@ def _from_folder(
                 f"Weights of {str(folder)!r} are stored in another form than {family!r} computes with (those of most mixtures "
                 "of experts are), so they cannot be read from their files as they are. Load the model whole."
             ) from None
+        other = "device_map" if streamed_to is None else "device"
         raise BrokenModel(
-            f"{str(folder)!r} could not be loaded: {reason} Fetch it again, mend the file named, or choose another device_map."
+            f"{str(folder)!r} could not be loaded: {reason} Fetch it again, mend the file named, or choose another {other}."
         ) from None
     assert tokenizer is not None
     return hf, tokenizer
 
 
-def _blocks_in_files(folder: Path, device: str) -> dict[str, Any]:
+def _blocks_in_files(config: Any, device: str) -> dict[str, Any]:
     """The `device_map` of a streamed model.
 
     Raises:
         UnknownArchitecture: for a family without a row, whose blocks are not known before it is loaded.
     """
-    from transformers import AutoConfig
-
-    check_weights(folder)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with torch.device("meta"):
         skeleton = _auto_class(config).from_config(config)
     row = row_of(config.get_text_config(decoder=True))

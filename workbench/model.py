@@ -20,6 +20,7 @@ from workbench.architectures.taps import Tap, tap
 from workbench.architectures.weights import (
     Expert,
     d_in,
+    entries,
     linear_weight,
     n_experts,
     norm_gain,
@@ -373,17 +374,16 @@ class LanguageModel:
     def weights_hash(self) -> str:
         """SHA-256 over the name, dtype, shape and 1,024 scattered entries of every parameter.
 
-        A fingerprint, not a proof: it reads a few megabytes of a model of any size, and any training changes it. Of weights
-        that stay in files (`wb.load(…, stream=True)`) it covers names and shapes alone.
+        A fingerprint, not a proof: it reads a few megabytes of a model of any size, and any training changes it. Weights that
+        are nowhere to be read (of a model that runs elsewhere) are in it by name and shape alone.
         """
         digest = hashlib.sha256()
         for name, tensor in sorted(self.hf.named_parameters()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            if not tensor.is_meta:
-                flat = tensor.detach().flatten()
-                # Scattered by a multiplicative hash: an even stride would keep to a few columns of a matrix.
-                chosen = (torch.arange(min(1024, flat.numel())) * 2_654_435_761) % flat.numel()
-                sample = flat[chosen.to(flat.device)].cpu()
+            # Scattered by a multiplicative hash: an even stride would keep to a few columns of a matrix.
+            chosen = (torch.arange(min(1024, tensor.numel())) * 2_654_435_761) % max(tensor.numel(), 1)
+            path, _, own = name.rpartition(".")
+            if (sample := entries(self.module(path), own, chosen)) is not None:
                 digest.update(sample.contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 

@@ -27,7 +27,8 @@ class Projection:
     entropy_nats: Float[Tensor, " rows"] | None = None
     target_logits: Float[Tensor, "rows targets"] | None = None
     target_ranks: Int[Tensor, "rows targets"] | None = None
-    """0 for the best token of the row; equal logits are ranked by lowest id."""
+    """0 for the best token of the row; equal logits are ranked by lowest id. By the products as they are rounded: where tokens
+    lie closer than that can tell, the rank may differ from the place among the best."""
     kl_nats: Float[Tensor, " rows"] | None = None
     """KL(reference || row)."""
 
@@ -70,8 +71,8 @@ class Head(Protocol):
         """Logits of some tokens of each row's own, in the rows' dtype."""
         ...
 
-    def scale(self, decoder: Decoder, ids: Tensor | None = None) -> float:
-        """A bound of the logits of a row of norm 1, among these tokens or all: rounding errors are relative to it."""
+    def scale(self, decoder: Decoder) -> float:
+        """A bound of the logits of a row of norm 1: rounding errors are relative to it."""
         ...
 
     def matrix(self, decoder: Decoder) -> Tensor | None:

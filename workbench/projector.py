@@ -92,18 +92,15 @@ class Projector:
 
         for name, (logits, ids, k) in best.items():
             if len(x) and k and accumulation_dtype(x) == torch.float32:
-                error = self._error(x, ids) + GROWTH * x.shape[1] * logits.abs().amax(1)
+                error = self._error(x) + GROWTH * x.shape[1] * logits.abs().amax(1)
                 logits, ids, full = settle(logits, ids, k, error, exact, largest=name == "top")
                 crowded[full] = True
             settled |= {f"{name}_logits": logits[:, :k].contiguous(), f"{name}_ids": ids[:, :k].contiguous()}
         return replace(found, **settled), crowded
 
-    def _error(self, x: Tensor, ids: Tensor | None = None) -> Float[Tensor, " rows"]:
-        """By how much logits of each row may err, beside what grows with the logit. Of the tokens found, if they are few:
-        reading all of `W_U` for its norms takes as long as multiplying a row by it."""
-        few = ids is not None and ids.numel() < self.head.d_vocab
-        scale = self.head.scale(self.decoder, ids) if few else self._scale
-        return ERROR * scale * self.head.decoded(x, self.decoder).norm(dim=1, dtype=torch.float32)
+    def _error(self, x: Tensor) -> Float[Tensor, " rows"]:
+        """By how much logits of each row may err, beside what grows with the logit."""
+        return ERROR * self._scale * self.head.decoded(x, self.decoder).norm(dim=1, dtype=torch.float32)
 
     @cached_property
     def _scale(self) -> float:

@@ -75,10 +75,10 @@ class Vocabulary:
         """Logits of a few tokens of each row's own, for rows that were `decoded`, in their dtype."""
         return self._head(self.logits_of(rows, ids), None if self.b_U is None else self.b_U[ids], decoder)
 
-    def scale(self, decoder: Decoder, ids: Int[Tensor, "..."] | None = None) -> float:
-        """A bound of the logits of a decoded row of norm 1, among these tokens or all: rounding errors are relative to it."""
-        columns = self.W_U.T if ids is None else self.W_U.T[ids.unique()]
-        longest = float(columns.norm(dim=1, dtype=accumulation_dtype(columns)).amax())
+    @torch.no_grad()
+    def scale(self, decoder: Decoder) -> float:
+        """A bound of the logits of a decoded row of norm 1: rounding errors are relative to it."""
+        longest = float(self.W_U.norm(dim=0, dtype=accumulation_dtype(self.W_U)).amax())
         if decoder != "norm":
             return longest
         bias = 0.0 if self.b_U is None else float(self.b_U.abs().amax())
@@ -112,7 +112,8 @@ class Vocabulary:
 
         Products are accumulated in float32 (float64 for float64 rows), also for bfloat16 weights, whose products are
         exact in it. Tokens whose order float32 rounding leaves open are compared in float64 (`near_ties`), so ids are those
-        of a dense float64 computation, whatever device or library multiplies.
+        of a dense float64 product, whatever device or library multiplies (with `norm`, of the rows as the model's own norm
+        gives them, in its own precision).
 
         Args:
             x: Vectors of the residual stream; any float dtype.

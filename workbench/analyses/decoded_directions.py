@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -151,7 +152,7 @@ def _short(value: Any) -> str:
 @torch.no_grad()
 def decode_directions(
     model: LanguageModel,
-    directions: Directions | Tensor | Mapping[str, Tensor] | str | Path,
+    directions: Directions | Tensor | np.ndarray | Mapping[str, Tensor] | str | Path,
     *,
     k: int = 10,
     decoder: Decoder = "none",
@@ -219,7 +220,6 @@ def decode_directions(
 
 
 def _ranked(population: Population, rows: Tensor, found: Projection, tokens: list[str], *, bottom: bool) -> pd.DataFrame:
-    import numpy as np
     import pandas as pd
 
     ids = found.bottom_ids if bottom else found.top_ids

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -76,7 +77,7 @@ def singular_directions(model: LanguageModel, name: str, layer: int, n: int = 10
         head: Of the attention's matrices, one head's alone (of `W_K` and `W_V` a key-value head's); needed for `OV`.
 
     Labels: layer, vector (0 the largest), part (`reads` or `writes`), singular_value, share (of the sum of squares). The sign,
-    which is free, is that of the component of the largest size.
+    which is free, makes the component of the largest size positive; of OV that of what is written, and what is read follows.
 
     Raises:
         UnknownOption: if there is no such matrix or head.
@@ -87,11 +88,12 @@ def singular_directions(model: LanguageModel, name: str, layer: int, n: int = 10
     matrix, parts = _matrix(model, name, layer, head)
     U, values, V = torch.linalg.svd(matrix.float(), full_matrices=False)
     n = min(n, int((values > values[0] * 1e-6).sum()))
+    sides = {"reads": U.T[:n], "writes": V[:n]}
+    last = sides[parts[-1]]
+    sign = last.gather(1, last.abs().argmax(1, keepdim=True)).sign()  # one of both sides: reading + writes +
     rows, labels = [], []
     for part in parts:
-        vectors = (U.T if part == "reads" else V)[:n]
-        largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
-        rows.append(vectors * largest.sign())
+        rows.append(sides[part] * sign)
         labels.append(
             pd.DataFrame(
                 {
@@ -105,7 +107,7 @@ def singular_directions(model: LanguageModel, name: str, layer: int, n: int = 10
     return Directions(f"singular vectors of {where}", pd.concat(labels, ignore_index=True), [len(both)], lambda _: both)
 
 
-def given_directions(model: LanguageModel, vectors: Tensor | Mapping[str, Tensor] | str | Path) -> Directions:
+def given_directions(model: LanguageModel, vectors: Tensor | np.ndarray | Mapping[str, Tensor] | str | Path) -> Directions:
     """Directions of your own: a tensor `[n, d_model]`, tensors by name (each a vector or several), or a .safetensors or .npy
     file of them. Labels: name (of a tensor), row.
 
@@ -117,7 +119,7 @@ def given_directions(model: LanguageModel, vectors: Tensor | Mapping[str, Tensor
 
     kind = str(vectors) if isinstance(vectors, (str, Path)) else "vectors"
     named = _from_file(Path(vectors)) if isinstance(vectors, (str, Path)) else vectors
-    named = {"": named} if isinstance(named, Tensor) else dict(named)
+    named = dict(named) if isinstance(named, Mapping) else {"": torch.as_tensor(named)}
     rows, labels = [], []
     for name, tensor in named.items():
         tensor = torch.atleast_2d(torch.as_tensor(tensor).detach())
@@ -161,7 +163,6 @@ def _one_of(matrix: Tensor, name: str, head: int) -> Tensor:
 
 
 def _from_file(path: Path) -> dict[str, Tensor]:
-    import numpy as np
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -169,5 +170,5 @@ def _from_file(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".npy":
             return {"": torch.from_numpy(np.load(path, allow_pickle=False))}
         return dict(load_file(path))
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, EOFError, TypeError, ValueError, SafetensorError) as error:
         raise BadArtifact(f"{str(path)!r} cannot be read as a .safetensors or .npy file ({error}). Give another.") from None

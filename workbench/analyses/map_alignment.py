@@ -77,9 +77,10 @@ def common(a: NeuronMap, b: NeuronMap, side: Side | None, layers: str | None) ->
         )
     sides = [each for each in one["sides"] if each in other["sides"] and side in (None, each)]
     if not sides:
+        missing = "No side is" if side is None else f"Side {side!r} is not"
         raise NotComparable(
-            f"{'No side' if side is None else f'Side {side!r}'} is in both maps: the first has {', '.join(one['sides'])}, the "
-            f"second {', '.join(other['sides'])}. Map a side of both models."
+            f"{missing} in both maps: the first has {', '.join(one['sides'])}, the second {', '.join(other['sides'])}. "
+            "Map a side of both models."
         )
     shared = [layer for layer in one["layers"] if layer in other["layers"]]
     asked = one["layers"] if layers is None else parse_layers(layers, one["n_layers"])

@@ -30,7 +30,7 @@ from workbench.analyses.map_rows import compare_rows
 from workbench.analyses.neuron_map import NeuronMap, Side
 from workbench.analyses.rank_overlap import PERSISTENCE
 from workbench.artifacts import output_folder, read_json, staged, write_json
-from workbench.errors import BadArtifact
+from workbench.errors import BadArtifact, UnknownOption
 from workbench.model import LanguageModel
 from workbench.results import Result, versions
 from workbench.sites import parse_layers
@@ -200,11 +200,13 @@ def compare_maps(
         seed: Of the nulls.
     Raises:
         NotComparable: if the maps were made in different ways, or their neurons or tokens are not the same.
-        LayerOutOfRange: if there is no such layer.
+        LayerOutOfRange, UnknownOption: if there is no such layer; for a seed below 0.
         OtherJob: if a model has other weights than its map.
     """
     import pandas as pd
 
+    if seed < 0:
+        raise UnknownOption(f"seed={seed} was given. Seeds are 0 or more.")
     sides, chosen, k = common(a, b, side, layers)
     top_a, top_b, lists_a, lists_b = aligned(a, b, sides, chosen, k)
     partner = np.empty(len(top_a), np.int64)

@@ -7,6 +7,7 @@ they stand on one page.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -121,7 +122,7 @@ def neuron_card(
     *,
     corpus: Corpus | Any | None = CORPUS,
     max_tokens: int | None = MAX_TOKENS,
-    prompts: str | Sequence[str] = PROMPTS,
+    prompts: str | Sequence[str] | None = PROMPTS,
     value: float | None = None,
     k: int = 10,
     n_nearest: int = 8,
@@ -159,7 +160,9 @@ def neuron_card(
         raise UnknownOption(f"k={k}, n_nearest={n_nearest}: ask for one or more of each.")
     if corpus is not None and not isinstance(corpus, Corpus):
         corpus = Corpus(corpus, max_tokens=max_tokens)
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts or ())
+    if value is not None and not math.isfinite(value):
+        raise UnknownOption(f"value={value} is no number that a neuron can be clamped to.")
     started = time.perf_counter()
     weights = weights_of(
         model, layer, neuron, decoder=decoder, k=k, n_nearest=n_nearest, neurons=neurons, seed=seed, progress=progress

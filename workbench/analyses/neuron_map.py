@@ -285,7 +285,7 @@ def map_neurons(
             "reading='gain' scales what a neuron reads, but side 'down' is what it writes. Use reading='raw' for it."
         )
     started = time.perf_counter()
-    n_neurons = sum(len(neuron_rows(model, "down", layer, expert=expert)) for layer in chosen)
+    n_neurons = sum(_n_neurons(model, layer, expert) for layer in chosen)
     settings: dict[str, Any] = model.provenance | {
         "sides": list(sides), "layers": chosen, "part": part, "k": k, "reading": reading, "decoder": decoder, "seed": seed,
         "n_layers": model.n_layers, "neurons": n_neurons, "versions": versions(),
@@ -342,6 +342,15 @@ def neuron_rows(
         return rows
     dtype = accumulation_dtype(rows)  # a product rounded to bfloat16 would reorder near-ties
     return rows.to(dtype) * model.weight("ln2.w", layer).detach().to(dtype)
+
+
+def _n_neurons(model: LanguageModel, layer: int, expert: Expert) -> int:
+    """Without reading a weight, where the layer has neurons at a site."""
+    if expert is not None:
+        return len(neuron_rows(model, "down", layer, expert=expert))
+    width = model.axes(Site("mlp_post", layer))["d_mlp"]
+    assert width is not None
+    return width
 
 
 def _expert(model: LanguageModel, part: str, layers: list[int]) -> Expert:

@@ -64,10 +64,11 @@ class Population:
         """How far rows that were decoded stand out for some tokens each, whose logits were found: scaled to unit norm, in
         standard deviations of the population."""
         mean, deviation = self.token_moments
+        ids, logits = ids.to(mean.device), logits.to(mean)  # those of a stopped job come from a file
         if self.decoder == "norm":  # its logits are not linear in the row
             return self._standardised(self.unit(rows), ids, mean[ids], deviation[ids])
         lengths = self.vocabulary.linear_part(rows, self.decoder).norm(dim=1, keepdim=True, dtype=mean.dtype)
-        return ((logits.to(mean.dtype) / lengths.clamp_min(1e-30) - mean[ids]) / deviation[ids].clamp_min(1e-30)).float()
+        return ((logits / lengths.clamp_min(1e-30) - mean[ids]) / deviation[ids].clamp_min(1e-30)).float()
 
     def scores_of_few(self, unit: Float[Tensor, "rows d_model"], ids: Int[Tensor, "rows k"]) -> Float[Tensor, "rows k"]:
         """As `scores`, with the moments of these tokens alone: those of all take longer than decoding a few rows does."""

@@ -157,7 +157,7 @@ def _word_table(areas: Mapping[tuple[Side, str], WordStatistics]) -> pd.DataFram
                 {
                     "side": side, "end": end, "target": target, "present": int(present[0]), "auc": area[0],
                     "correlation": correlation[0], "null_median": median, "null_low": low, "null_high": high,
-                    "null_neurons": len(null), "p": np.nan if np.isnan(area[0]) else (1 + as_far) / (1 + len(null)),
+                    "null_neurons": len(null), "p": (1 + as_far) / (1 + len(null)) if present[0] >= LEAST else np.nan,
                 }
             )  # fmt: skip
     return pd.DataFrame(rows)

@@ -92,7 +92,7 @@ class WordActivations(Result):
             for measure in ("auc", "correlation"):
                 own[f"{kind}{measure}"] = self.table[f"{target}_{kind}{measure}"].where(enough)
         own["threshold"] = own.groupby("side", observed=True)["null_auc"].transform("quantile", NULL_QUANTILE)
-        own["above"] = (own["auc"] > own["threshold"]).astype(float).where(own["auc"].notna())
+        own["above"] = (own["auc"] > own["threshold"]).astype(float).where(own[["auc", "threshold"]].notna().all(axis=1))
         return own
 
     def save(self, folder: str | Path) -> Path:

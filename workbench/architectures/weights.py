@@ -65,6 +65,25 @@ def _materialised(module: nn.Module, name: str) -> Tensor:
         ) from None
 
 
+def entries(module: nn.Module, name: str, at: Tensor) -> Tensor | None:
+    """Some entries of a parameter as if it were flat, on the CPU; of one that stays in a safetensors file these alone are read.
+    None if it is nowhere to be read."""
+    found = module.get_parameter(name)
+    if not found.is_meta:
+        return found.detach().flatten()[at.to(found.device)].cpu()
+    held = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
+    place = getattr(getattr(held, "dataset", None), "index", {}).get(f"{getattr(held, 'prefix', '')}{name}", {})
+    if "safetensors_file" not in place:
+        return None
+    from safetensors import safe_open
+
+    with safe_open(place["safetensors_file"], framework="pt") as file:
+        matrix = file.get_slice(place.get("weight_name", name))
+        places = zip(*(axis.tolist() for axis in torch.unravel_index(at, matrix.get_shape())), strict=True)
+        one_by_one = [matrix[tuple(slice(i, i + 1) for i in place)].flatten() for place in places]
+    return torch.cat(one_by_one).to(found.dtype)
+
+
 def d_in(module: nn.Module) -> int:
     """Inputs of a linear module, also where its weight cannot be read."""
     return int(module.nx if isinstance(module, Conv1D) else module.in_features)  # pyright: ignore[reportArgumentType]

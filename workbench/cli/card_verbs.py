@@ -55,8 +55,11 @@ def neuron(
     from workbench.analyses.neuron_card import PROMPTS, neuron_card
     from workbench.analyses.neuron_map import NeuronMap
     from workbench.artifacts import output_folder
+    from workbench.errors import WorkbenchError
 
     layer, index = layer_and_neuron(neuron)
+    if prompt and not text and value is None:
+        raise WorkbenchError("--prompt says where a clamp is tried, but without text there is no value for it. Give --value.")
     if html is not None:
         output_folder(html.parent, "Name another place with --html")
     texts = load_corpus(corpus, column, length, False, BosOption.tokenizer, max_tokens) if text else None

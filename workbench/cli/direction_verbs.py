@@ -19,7 +19,7 @@ def decode(
     model: Model = DEFAULT_MODEL,
     layers: Layers = None,
     head: Annotated[int | None, typer.Option(help="Of an attention matrix, one head's part; needed for OV.")] = None,
-    vectors: Annotated[int, typer.Option("--vectors", min=1, help="Singular vectors of a matrix.")] = 10,
+    vectors: Annotated[int | None, typer.Option(min=1, help="Singular vectors of a matrix; 10, if not given.")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Top and bottom tokens of each.")] = 10,
     decoder: Annotated[DecoderOption, typer.Option(help="How much of the head rows go through.")] = DecoderOption.none,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the tables and the picture."), WRITTEN] = None,
@@ -59,20 +59,24 @@ def decode(
         say(f"\nWritten to {out}: {', '.join(TABLES)}, run.json, directions.html.")
 
 
-def _directions(model, what: str, layers: str | None, head: int | None, n: int):
+def _directions(model, what: str, layers: str | None, head: int | None, n: int | None):
     """What the argument means: heads, a matrix, or a file."""
     from workbench.analyses.directions import READS, WRITES, head_directions, singular_directions
     from workbench.errors import UnknownOption
     from workbench.sites import parse_layers
 
     matrices = (*READS, *WRITES, "OV")
+    given = {"--layers": layers if what not in (*matrices, "heads") else None}
+    given |= {} if what in matrices else {"--head": head, "--vectors": n}
+    if unused := [option for option, value in given.items() if value is not None]:
+        raise UnknownOption(f"{' and '.join(unused)} mean nothing for {what!r}. Leave them out.")
     if what == "heads":
         return head_directions(model, layers)
     if what in matrices:
         chosen = [] if layers is None else parse_layers(layers, model.n_layers)
         if len(chosen) != 1:
             raise UnknownOption(f"The singular vectors of {what} are one layer's. Name it: --layers 10.")
-        return singular_directions(model, what, chosen[0], n, head)
+        return singular_directions(model, what, chosen[0], n or 10, head)
     if Path(what).suffix not in (".safetensors", ".npy"):
         known = f"heads, a matrix ({', '.join(matrices)}), or a .safetensors or .npy file of vectors"
         raise UnknownOption(f"{what!r} is not understood. Give {known}.")

@@ -148,7 +148,7 @@ def compare_maps(
     layers: Layers = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the results and the picture."), WRITTEN] = None,
     limit: Annotated[int, typer.Option("-n", min=1, help="How many of the neurons that changed most to show.")] = 15,
-    seed: Annotated[int, typer.Option(help="Of the nulls.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the nulls.")] = 0,
     device: Device = None,
     json: Json = False,
 ) -> None:
@@ -164,10 +164,7 @@ def compare_maps(
     maps = NeuronMap.load(a), NeuronMap.load(b)
     models = None
     if model_a is not None and model_b is not None:
-        models = tuple(
-            load_model(name, None, device, neurons.settings["dtype"])
-            for name, neurons in zip((model_a, model_b), maps, strict=True)
-        )
+        models = tuple(_mapped(name, neurons.settings, device) for name, neurons in zip((model_a, model_b), maps, strict=True))
     note(seed=seed)
     found = maps[0].compare(
         maps[1], models=models, side=None if side is None else side.value, layers=layers, seed=seed, progress=not json
@@ -196,6 +193,16 @@ def compare_maps(
     print(f"\n{found.headline()}")
     if out is not None:
         say(f"\nWritten to {out}: comparison.parquet, comparison.html, run.json.")
+
+
+def _mapped(name: str, settings: dict, device: str | None):
+    """The model of a map, in the dtype and, from a hub, of the revision that was mapped."""
+    import workbench
+    from workbench.embedded import EMBEDDED
+
+    is_local = name in EMBEDDED or Path(name).is_dir()
+    revision = None if is_local else settings["revision"]
+    return workbench.load(name, revision=revision, device=device, dtype=settings["dtype"])
 
 
 def _print_neurons(title: str, neurons: "pd.DataFrame") -> None:

@@ -85,7 +85,7 @@ def _words(card: NeuronCard) -> str:
     scores, columns = card.scores.set_index(["side", "end"]), []
     for side in card.sides.to_dict("records"):
         own = card.table[card.table["side"] == side["side"]]
-        largest = float(own["logit"].abs().max())
+        largest = float(own["logit"].abs().max()) or 1.0  # a row of zeros speaks for nothing
         cells = ""
         for end in SIGNS:
             best, rows = scores.loc[(side["side"], end)], own[own["end"] == end].to_dict("records")
