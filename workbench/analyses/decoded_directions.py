@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from workbench.analyses import direction_folder
 from workbench.analyses.directions import Directions, given_directions
+from workbench.analyses.neuron_map import NULL_QUANTILE
 from workbench.analyses.neuron_score import NULL_ROWS, Isotropic, Population
 from workbench.errors import UnknownOption, require_one_of
 from workbench.model import LanguageModel
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-QUANTILE = 0.99
 SHOWN = 20
 """Directions that are printed, all of them; of more the ten that stand out most."""
 
@@ -75,11 +75,12 @@ class DecodedDirections(Result):
         best, rows = self.best(), []
         for end, column, sign in (("top", "score", 1), ("bottom", "bottom_score", -1)):
             own, null = sign * best[column], sign * self.null[end]
-            threshold = null.quantile(QUANTILE)
+            threshold = null.quantile(NULL_QUANTILE)
             rows.append(
                 {
                     "end": end, "directions": len(own), "threshold": sign * threshold, "beyond": (own > threshold).mean(),
-                    "null_share": 1 - QUANTILE, "median_score": sign * own.median(), "null_median_score": sign * null.median(),
+                    "null_share": 1 - NULL_QUANTILE, "median_score": sign * own.median(),
+                    "null_median_score": sign * null.median(),
                 }
             )  # fmt: skip
         return pd.DataFrame(rows)

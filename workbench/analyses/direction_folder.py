@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.artifacts import output_folder, read_json, staged
+from workbench.artifacts import output_folder, settings_of, staged
 from workbench.errors import BadArtifact
 
 if TYPE_CHECKING:
@@ -36,10 +36,7 @@ def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[s
     """
     import pandas as pd
 
-    settings = read_json(folder / "run.json")
-    settings.pop("run", None)  # the record of the verb that made it
-    if settings.pop("kind", None) != KIND:
-        raise BadArtifact(f"{str(folder)!r} holds another kind of result, no {KIND}. Make them with workbench decode.")
+    settings = settings_of(folder, KIND, "decode")
     try:
         table, bottom, null = (pd.read_parquet(folder / name) for name in TABLES)
     except (OSError, ValueError, KeyError) as error:

@@ -29,7 +29,7 @@ from workbench.analyses.map_alignment import MEASURES, agreement, aligned, commo
 from workbench.analyses.map_rows import compare_rows
 from workbench.analyses.neuron_map import NeuronMap, Side
 from workbench.analyses.rank_overlap import PERSISTENCE
-from workbench.artifacts import output_folder, read_json, staged, write_json
+from workbench.artifacts import output_folder, settings_of, staged, write_json
 from workbench.errors import BadArtifact, UnknownOption
 from workbench.model import LanguageModel
 from workbench.results import Result, versions
@@ -120,10 +120,7 @@ class MapComparison(Result):
         """
         import pandas as pd
 
-        settings = read_json(Path(folder) / "run.json")
-        settings.pop("run", None)  # the record of the verb that made it
-        if settings.pop("kind", None) != KIND:
-            raise BadArtifact(f"{str(folder)!r} holds another kind of result, no {KIND}. Make one with compare-maps.")
+        settings = settings_of(Path(folder), KIND, "compare-maps")
         try:
             table = pd.read_parquet(Path(folder) / "comparison.parquet")
         except (OSError, ValueError) as error:  # pyarrow's errors of a damaged file are among them

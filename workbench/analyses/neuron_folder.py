@@ -10,9 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from workbench.artifacts import output_folder, read_json, staged
+from workbench.artifacts import output_folder, settings_of, staged
 from workbench.errors import BadArtifact
 from workbench.tokens import fold
 
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 
     from workbench.projection import Projection
 
-KIND = "neuron map"
+KIND, VERB = "neuron map", "map-neurons"
 PARTS = ".neuron-map-parts"
 TABLES = ("neurons.parquet", "neurons_bottom.parquet", "null.parquet", "tokens.parquet")
 """What a map consists of, beside run.json."""
@@ -60,7 +58,7 @@ def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, list[s
     """
     import pandas as pd
 
-    settings = settings_of(folder)
+    settings = settings_of(folder, KIND, VERB)
     try:
         table, bottom = (
             pd.read_parquet(folder / f"{name}.parquet").sort_values(_KEYS, ignore_index=True)
@@ -78,19 +76,6 @@ def token_table(tokens: list[str]) -> pd.DataFrame:
     import pandas as pd
 
     return pd.DataFrame({"token_id": range(len(tokens)), "token": tokens, "folded": [fold(token) for token in tokens]})
-
-
-def settings_of(folder: Path) -> dict[str, Any]:
-    """run.json of a neuron map, without the record of the run that wrote it.
-
-    Raises:
-        BadArtifact: if there is none, or it is of another kind.
-    """
-    settings = read_json(folder / "run.json")
-    settings.pop("run", None)
-    if settings.pop("kind", None) != KIND:
-        raise BadArtifact(f"{str(folder)!r} holds another kind of result, no {KIND}. Make one with workbench map-neurons.")
-    return settings
 
 
 class Parts:
@@ -138,6 +123,7 @@ def remove_parts(folder: Path) -> None:
 def _write_by_token(path: Path, frame: pd.DataFrame) -> None:
     """As `_write_parquet` of the sorted frame, in a third of the time: one stable sort of integers, columns gathered by
     pyarrow, and no dictionaries for numbers that hardly repeat (they also cost a quarter of the file)."""
+    import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.analyses.neuron_folder import settings_of
+from workbench.analyses.neuron_folder import KIND, VERB
+from workbench.artifacts import settings_of
 from workbench.errors import BadArtifact, LayerOutOfRange, MissingWeight
 from workbench.manifest import note
 from workbench.sites import parse_layers
@@ -67,7 +68,7 @@ def search_folder(folder: Path, query: Query, *, bottom: bool = False) -> duckdb
     Raises:
         BadArtifact: if the folder holds no complete neuron map.
     """
-    settings = settings_of(folder)
+    settings = settings_of(folder, KIND, VERB)
     note(model={name: settings.get(name) for name in ("model", "revision", "weights_hash")})
     import duckdb
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.artifacts import output_folder, read_json, staged
+from workbench.artifacts import output_folder, settings_of, staged
 from workbench.errors import BadArtifact
 
 if TYPE_CHECKING:
@@ -42,10 +42,7 @@ def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray, dict[str
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    settings = read_json(folder / "run.json")
-    settings.pop("run", None)  # the record of the verb that made it
-    if settings.pop("kind", None) != KIND:
-        raise BadArtifact(f"{str(folder)!r} holds another kind of result, no {KIND}. Make them with workbench top-activations.")
+    settings = settings_of(folder, KIND, "top-activations")
     try:
         table, statistics = (pd.read_parquet(folder / f"{name}.parquet") for name in ("examples", "statistics"))
         return table, statistics, load_file(folder / "histograms.safetensors")["counts"], settings

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from workbench.analyses.neuron_map import NeuronMap, Side, neuron_site
+from workbench.analyses.neuron_map import NULL_QUANTILE, NeuronMap, Side, neuron_site
 from workbench.analyses.word_statistics import LEAST, TARGETS, WordStatistics, target_ids
-from workbench.artifacts import output_folder, read_json, staged, write_json
+from workbench.artifacts import output_folder, settings_of, staged, write_json
 from workbench.corpus.corpus import STRATA, Corpus, stratum_indices
 from workbench.errors import BadArtifact, OtherJob, UnknownOption, require_one_of
 from workbench.model import LanguageModel
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 KIND = "word activations"
-NULL_QUANTILE = 0.99
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -116,10 +115,7 @@ class WordActivations(Result):
         """
         import pandas as pd
 
-        settings = read_json(Path(folder) / "run.json")
-        settings.pop("run", None)  # the record of the verb that made it
-        if settings.pop("kind", None) != KIND:
-            raise BadArtifact(f"{str(folder)!r} holds another kind of result, no {KIND}. Make them with word-activations.")
+        settings = settings_of(Path(folder), KIND, "word-activations")
         try:
             table = pd.read_parquet(Path(folder) / "word_activations.parquet")
         except (OSError, ValueError) as error:  # pyarrow's errors of a damaged file are among them
