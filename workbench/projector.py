@@ -86,14 +86,15 @@ class Projector:
             "bottom": (found.bottom_logits, found.bottom_ids, self.k_bottom),
         }
         settled, crowded = {}, torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        error = self._error(x) if len(x) and accumulation_dtype(x) == torch.float32 else None
 
         def exact(rows: Tensor, ids: Tensor) -> Tensor:
             return self.head.logits_at(self.head.decoded(x[rows].double(), self.decoder), ids, self.decoder)
 
         for name, (logits, ids, k) in best.items():
-            if len(x) and k and accumulation_dtype(x) == torch.float32:
-                error = self._error(x) + GROWTH * x.shape[1] * logits.abs().amax(1)
-                logits, ids, full = settle(logits, ids, k, error, exact, largest=name == "top")
+            if error is not None and k:
+                growth = GROWTH * x.shape[1] * logits.abs().amax(1)
+                logits, ids, full = settle(logits, ids, k, error + growth, exact, largest=name == "top")
                 crowded[full] = True
             settled |= {f"{name}_logits": logits[:, :k].contiguous(), f"{name}_ids": ids[:, :k].contiguous()}
         return replace(found, **settled), crowded

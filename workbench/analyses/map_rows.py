@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from workbench.analyses.map_alignment import Lists, agreement, generator, groups
-from workbench.analyses.neuron_map import Expert, NeuronMap, Side, neuron_rows
+from workbench.analyses.neuron_map import NeuronMap, Side, expert_of, neuron_rows
 from workbench.errors import NotComparable, OtherJob
 from workbench.model import LanguageModel
 from workbench.projection import Projection, accumulation_dtype
@@ -74,9 +74,7 @@ def _require_mapped(a: NeuronMap, b: NeuronMap, models: Models) -> None:
 
 def _rows(model: LanguageModel, neurons: NeuronMap, side: Side, layer: int) -> Float[Tensor, "d_mlp d_model"]:
     """In the accumulation dtype: differences of bfloat16 rows would be rounded."""
-    name = neurons.settings["part"].removeprefix("experts.")
-    expert: Expert = None if name == "mlp" else "shared" if name == "shared" else int(name)
-    rows = neuron_rows(model, side, layer, neurons.settings["reading"], expert)
+    rows = neuron_rows(model, side, layer, neurons.settings["reading"], expert_of(neurons.settings["part"]))
     return rows.to(accumulation_dtype(rows))
 
 

@@ -121,7 +121,7 @@ def remove_parts(folder: Path) -> None:
 
 
 def _write_by_token(path: Path, frame: pd.DataFrame) -> None:
-    """As `_write_parquet` of the sorted frame, in a third of the time: one stable sort of integers, columns gathered by
+    """As `_write_parquet` of the sorted frame, in two thirds of the time: one stable sort of integers, columns gathered by
     pyarrow, and no dictionaries for numbers that hardly repeat (they also cost a quarter of the file)."""
     import numpy as np
     import pyarrow as pa

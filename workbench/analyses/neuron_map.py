@@ -344,6 +344,20 @@ def neuron_rows(
     return rows.to(dtype) * model.weight("ln2.w", layer).detach().to(dtype)
 
 
+def expert_of(part: str) -> Expert:
+    """What a part's name says: `mlp` is of no expert.
+
+    Raises:
+        UnknownOption: if it is spelled otherwise.
+    """
+    match = re.fullmatch(r"mlp|experts\.(\d+|shared)", str(part))
+    if match is None:
+        raise UnknownOption(f"part={part!r} is not known. Use 'mlp', 'experts.0' (any number) or 'experts.shared'.")
+    if match[1] is None:
+        return None
+    return "shared" if match[1] == "shared" else int(match[1])
+
+
 def _n_neurons(model: LanguageModel, layer: int, expert: Expert) -> int:
     """Without reading a weight, where the layer has neurons at a site."""
     if expert is not None:
@@ -360,22 +374,18 @@ def _expert(model: LanguageModel, part: str, layers: list[int]) -> Expert:
         UnknownOption: if the part is spelled otherwise.
         MissingWeight: if a layer does not have it; the text says which layers do.
     """
-    match = re.fullmatch(r"mlp|experts\.(\d+|shared)", str(part))
-    if match is None:
-        raise UnknownOption(f"part={part!r} is not known. Use 'mlp', 'experts.0' (any number) or 'experts.shared'.")
+    expert = expert_of(part)
     blocks = {layer: model.block_row(layer) for layer in range(model.n_layers)}
-    having = [layer for layer, block in blocks.items() if (block.experts is not None) == (match[1] is not None)]
+    having = [layer for layer, block in blocks.items() if (block.experts is not None) == (expert is not None)]
     if lacking := [layer for layer in layers if layer not in having]:
         mixture = f"a mixture of {model.n_experts} experts, whose parts are 'experts.0' and so on"
-        kind = "no mixture of experts" if match[1] else mixture
+        kind = mixture if expert is None else "no mixture of experts"
         have = f"has it: layers={','.join(map(str, having))!r}" if having else "none has it"
         raise MissingWeight(
             f"part={part!r} cannot be mapped in layer {', '.join(map(str, lacking[:8]))} of {model.name!r}: it is {kind}. "
             f"Of its layers {have}."
         )
-    if match[1] is None:
-        return None
-    return "shared" if match[1] == "shared" else int(match[1])
+    return expert
 
 
 def _sides(

@@ -39,7 +39,7 @@ class Decoded(NamedTuple):
 def neuron_table(decoded: Sequence[Decoded], sides: Sequence[str], tokens: list[str]) -> pd.DataFrame:
     """Columns layer, neuron, side, rank, token_id, token, logit, probability, score, in the order given.
 
-    Built column by column: a frame a layer, joined, takes three times as long for the 14 million rows of an 8B model.
+    Built column by column: a frame a layer, joined, takes some four times as long (measured: 4.6 million rows in 32 layers).
     """
     import pandas as pd
 
