@@ -384,3 +384,25 @@ def test_corpora_lists_what_is_shipped():
         assert name in done.stdout
         assert f"{about['documents']:,}" in done.stdout
         assert about["closeness"] in done.stderr
+
+
+def test_linearity_shows_writes_and_answers_in_json(model, tmp_path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n\n".join(" ".join(f"word{(i * 7 + j * j) % 97}" for j in range(12)) for i in range(30)))
+    done = command("linearity", "--model", model, "--corpus", texts, "--out", tmp_path / "out", "--loss-tokens", 100)
+    assert done.returncode == 0, done.stderr
+    assert "As published" in done.stdout
+    assert "published  ordinary  held_out" in done.stdout
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "damage.parquet", "linearity.html", "linearity.parquet", "run.json",
+    ]  # fmt: skip
+    found = wb.Linearity.load(tmp_path / "out")
+    done = command(
+        "linearity", "--model", model, "--corpus", texts, "--out", tmp_path / "out", "--no-damage", "--no-null", "--json"
+    )
+    answer = json.loads(done.stdout)
+    assert answer["damage"] is None
+    assert answer["table"][0]["in_sample"] == pytest.approx(found.table["in_sample"][0])
+    one_line(
+        command("linearity", "--model", model, "--corpus", texts, "--out", tmp_path, "--max-tokens", 90), 2, "kind='ridge'"
+    )

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from workbench.analyses.directions import singular_directions as singular_directions
     from workbench.analyses.head_scores import HeadScores as HeadScores
     from workbench.analyses.head_scores import head_scores as head_scores
+    from workbench.analyses.linearity import Linearity as Linearity
+    from workbench.analyses.linearity import linearity as linearity
     from workbench.analyses.logit_attribution import Attribution as Attribution
     from workbench.analyses.logit_attribution import logit_attribution as logit_attribution
     from workbench.analyses.map_comparison import MapComparison as MapComparison
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from workbench.analyses.top_activations import top_activations as top_activations
     from workbench.analyses.word_activations import WordActivations as WordActivations
     from workbench.capturing import capture as capture
+    from workbench.collecting import collect_moments as collect_moments
+    from workbench.collecting import plan_moments as plan_moments
     from workbench.corpus.corpus import Corpus as Corpus
     from workbench.edits.files import load_edits as load_edits
     from workbench.edits.files import save_edits as save_edits
@@ -41,10 +45,15 @@ if TYPE_CHECKING:
     from workbench.loading import load as load
     from workbench.model import LanguageModel as LanguageModel
     from workbench.model_files import models as models
+    from workbench.moments.moments import Moments as Moments
     from workbench.sites import Site as Site
     from workbench.store.store import ActivationStore as ActivationStore
     from workbench.store.write import capture_to_store as capture_to_store
     from workbench.streaming.stream import stream as stream
+    from workbench.substitution import substitute as substitute
+    from workbench.transports.fit import Transports as Transports
+    from workbench.transports.fit import fit_transports as fit_transports
+    from workbench.transports.transport import Transport as Transport
     from workbench.vocabulary import Vocabulary as Vocabulary
 
 _HOMES = {
@@ -55,11 +64,15 @@ _HOMES = {
     "Directions": "workbench.analyses.directions",
     "HeadScores": "workbench.analyses.head_scores",
     "LanguageModel": "workbench.model",
+    "Linearity": "workbench.analyses.linearity",
     "MapComparison": "workbench.analyses.map_comparison",
+    "Moments": "workbench.moments.moments",
     "NeuronCard": "workbench.analyses.neuron_card",
     "NeuronMap": "workbench.analyses.neuron_map",
     "Site": "workbench.sites",
     "TopActivations": "workbench.analyses.top_activations",
+    "Transport": "workbench.transports.transport",
+    "Transports": "workbench.transports.fit",
     "Vocabulary": "workbench.vocabulary",
     "WordActivations": "workbench.analyses.word_activations",
     "WorkbenchError": "workbench.errors",
@@ -69,11 +82,14 @@ _HOMES = {
     "capture": "workbench.capturing",
     "capture_to_store": "workbench.store.write",
     "clamp": "workbench.edits.make",
+    "collect_moments": "workbench.collecting",
     "compare_maps": "workbench.analyses.map_comparison",
     "decode_directions": "workbench.analyses.decoded_directions",
+    "fit_transports": "workbench.transports.fit",
     "head_directions": "workbench.analyses.directions",
     "head_scores": "workbench.analyses.head_scores",
     "intervene": "workbench.intervention",
+    "linearity": "workbench.analyses.linearity",
     "load": "workbench.loading",
     "load_edits": "workbench.edits.files",
     "logit_attribution": "workbench.analyses.logit_attribution",
@@ -82,6 +98,7 @@ _HOMES = {
     "neuron_card": "workbench.analyses.neuron_card",
     "neuron_effect": "workbench.analyses.neuron_effect",
     "patch": "workbench.edits.make",
+    "plan_moments": "workbench.collecting",
     "project_out": "workbench.edits.make",
     "replace": "workbench.edits.make",
     "save_edits": "workbench.edits.files",
@@ -89,6 +106,7 @@ _HOMES = {
     "scan": "workbench.analyses.scan",
     "singular_directions": "workbench.analyses.directions",
     "stream": "workbench.streaming.stream",
+    "substitute": "workbench.substitution",
     "top_activations": "workbench.analyses.top_activations",
 }
 """Public names and where they live. They are resolved when first used (PEP 562): importing torch takes a second."""

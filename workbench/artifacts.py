@@ -84,18 +84,18 @@ def strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def settings_of(folder: Path, kind: str, verb: str) -> dict[str, Any]:
+def settings_of(folder: Path, kind: str, maker: str) -> dict[str, Any]:
     """run.json of a result of this kind, without the record of the run that wrote it.
 
     Args:
-        verb: That makes such results.
+        maker: What makes such results, as a user writes it.
     Raises:
         BadArtifact: if there is none, or it is of another kind.
     """
     settings = read_json(folder / "run.json")
     settings.pop("run", None)
     if settings.pop("kind", None) != kind:
-        raise BadArtifact(f"{str(folder)!r} holds another kind of result, no {kind}. Make it with workbench {verb}.")
+        raise BadArtifact(f"{str(folder)!r} holds another kind of result, no {kind}. Make it with {maker}.")
     return settings
 
 

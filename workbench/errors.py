@@ -53,6 +53,10 @@ class BadCorpus(WorkbenchError):
     """A corpus that does not exist, cannot be read as text, or holds none."""
 
 
+class TooFewTokens(WorkbenchError):
+    """Fewer tokens, or fewer documents, than what was asked for can be worked out from."""
+
+
 class OutOfMemory(WorkbenchError):
     """Memory ran out, and there is nothing left to make smaller."""
 

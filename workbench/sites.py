@@ -146,6 +146,48 @@ def parse_layers(text: str | None, n_layers: int) -> list[int]:
     return sorted(set(layers))
 
 
+def depth(site: Site, n_layers: int) -> tuple[int, int]:
+    """Where a site stands in the forward pass, to sort by."""
+    layer = (-1 if site.name == "embed" else n_layers) if site.layer is None else site.layer
+    return layer, list(SITES).index(site.name)
+
+
+def state(number: int, n_layers: int) -> str:
+    """The site of a state of the residual stream: 0 enters the first block, l + 1 leaves block l.
+
+    Raises:
+        LayerOutOfRange: if the model has no such state.
+    """
+    if not 0 <= number <= n_layers:
+        raise LayerOutOfRange(f"State {number} is not in this model: they go from 0 (before the first block) to {n_layers}.")
+    return "resid_pre.0" if number == 0 else f"resid_post.{number - 1}"
+
+
+def parse_pair(text: str, n_layers: int) -> tuple[str, str]:
+    """Source and target, written `4>8` (states of the stream) or `resid_mid.3>mlp_out.3` (sites). What enters a block is named
+    by the block that it leaves.
+
+    Raises:
+        UnknownSite, LayerOutOfRange: if it is spelled otherwise, or there is no such state or site.
+    """
+    source, arrow, target = (part.strip() for part in text.partition(">"))
+    if not (source and arrow and target):
+        raise UnknownSite(f"Pair {text!r} is not understood. Write states, as 4>8, or sites, as resid_mid.3>mlp_out.3.")
+    return named_once(source, n_layers), named_once(target, n_layers)
+
+
+def named_once(text: str, n_layers: int) -> str:
+    """The one name of a site or of a numbered state: what enters a block has that of what leaves the block before.
+
+    Raises:
+        UnknownSite, LayerOutOfRange: as `parse_pair`.
+    """
+    if text.isdecimal():
+        return state(int(text), n_layers)
+    site = Site.parse(text, n_layers)
+    return state(site.layer or 0, n_layers) if site.name == "resid_pre" else str(site)
+
+
 def ranges(layers: list[int]) -> str:
     """Layers as `parse_layers` reads them, in half-open ranges: `0:4,6`."""
     starts = [layer for layer in layers if layer - 1 not in layers]

@@ -36,7 +36,7 @@ def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[s
     """
     import pandas as pd
 
-    settings = settings_of(folder, KIND, "decode")
+    settings = settings_of(folder, KIND, "workbench decode")
     try:
         table, bottom, null = (pd.read_parquet(folder / name) for name in TABLES)
     except (OSError, ValueError, KeyError) as error:

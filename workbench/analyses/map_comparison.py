@@ -120,7 +120,7 @@ class MapComparison(Result):
         """
         import pandas as pd
 
-        settings = settings_of(Path(folder), KIND, "compare-maps")
+        settings = settings_of(Path(folder), KIND, "workbench compare-maps")
         try:
             table = pd.read_parquet(Path(folder) / "comparison.parquet")
         except (OSError, ValueError) as error:  # pyarrow's errors of a damaged file are among them

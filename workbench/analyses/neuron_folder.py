@@ -58,7 +58,7 @@ def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, list[s
     """
     import pandas as pd
 
-    settings = settings_of(folder, KIND, VERB)
+    settings = settings_of(folder, KIND, f"workbench {VERB}")
     try:
         table, bottom = (
             pd.read_parquet(folder / f"{name}.parquet").sort_values(_KEYS, ignore_index=True)

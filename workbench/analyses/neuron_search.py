@@ -68,7 +68,7 @@ def search_folder(folder: Path, query: Query, *, bottom: bool = False) -> duckdb
     Raises:
         BadArtifact: if the folder holds no complete neuron map.
     """
-    settings = settings_of(folder, KIND, VERB)
+    settings = settings_of(folder, KIND, f"workbench {VERB}")
     note(model={name: settings.get(name) for name in ("model", "revision", "weights_hash")})
     import duckdb
 

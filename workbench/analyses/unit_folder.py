@@ -42,7 +42,7 @@ def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray, dict[str
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    settings = settings_of(folder, KIND, "top-activations")
+    settings = settings_of(folder, KIND, "workbench top-activations")
     try:
         table, statistics = (pd.read_parquet(folder / f"{name}.parquet") for name in ("examples", "statistics"))
         return table, statistics, load_file(folder / "histograms.safetensors")["counts"], settings

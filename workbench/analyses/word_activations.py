@@ -115,7 +115,7 @@ class WordActivations(Result):
         """
         import pandas as pd
 
-        settings = settings_of(Path(folder), KIND, "word-activations")
+        settings = settings_of(Path(folder), KIND, "workbench word-activations")
         try:
             table = pd.read_parquet(Path(folder) / "word_activations.parquet")
         except (OSError, ValueError) as error:  # pyarrow's errors of a damaged file are among them

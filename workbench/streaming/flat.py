@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from workbench.errors import NotFinite
+from workbench.streaming.batches import Tokens
 from workbench.tracer import Place
 
 
@@ -59,11 +60,13 @@ class Flat:
         value.record_stream(side)  # so that its memory is not given to another tensor before it was copied
         return kept
 
-    def finish(self, kept: Mapping[Any, Tensor]) -> None:
+    def finish(self, kept: Mapping[Any, Tensor], tokens: Tokens) -> None:
         """Wait until everything is there, and is numbers.
 
+        Args:
+            tokens: What is known of the real tokens.
         Raises:
-            NotFinite: naming the first place that holds NaN or infinity.
+            NotFinite: naming the first place that holds NaN or infinity, and the first token there.
         """
         if self._copied is not None:
             self._copied.synchronize()
@@ -73,10 +76,14 @@ class Flat:
         if bool(torch.isfinite(sums).all()):
             return
         for place in self._sums:
-            if wrong := int((~torch.isfinite(kept[place])).sum()):
+            wrong = ~torch.isfinite(kept[place]).flatten(1)
+            if n := int(wrong.sum()):
+                first = int(wrong.any(1).nonzero()[0])
                 raise NotFinite(
-                    f"{place} holds {wrong} values that are NaN or infinite, in {kept[place].dtype}. "
-                    "Keep it in a dtype of wider range (bfloat16 or float32), or find where they arise with wb.capture."
+                    f"{place} holds {n} values that are NaN or infinite, in {kept[place].dtype}, the first at position "
+                    f"{tokens.pos[first]} of row {tokens.row[first]}, in document {tokens.document[first]}. Keep it in "
+                    "a dtype of wider range (bfloat16 or float32), leave the document out, or find where they arise with "
+                    "wb.capture."
                 )
 
 

@@ -7,8 +7,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,6 +64,7 @@ class Stream:
         self.model, self.corpus, self.sites = model, corpus, tuple(sites)
         self.batch_tokens, self.dtype, self.device, self.massive_at = batch_tokens, dtype, device, massive_at
         self.progress, self.state = progress, state
+        self._counted: Counted | None = None
         self._special = np.array(sorted(model.tokenizer.all_special_ids), np.int32)
 
     @property
@@ -83,19 +83,28 @@ class Stream:
         size = (self.dtype or self.model.dtype).itemsize
         return sum(size * math.prod(self.shape(site)) for site in self.sites)
 
-    @cached_property
+    @property
     def counted(self) -> Counted:
-        """The corpus in batches, read once.
+        """The corpus in batches; it is read for this, unless it was gone through before.
 
         Raises:
             BadCorpus: if there is no text in the corpus.
         """
-        tally, padded, batches = Tally(), 0, 0
+        if self._counted is None:
+            for _ in self._numbered():
+                pass
+        assert self._counted is not None
+        return self._counted
+
+    def _numbered(self) -> Iterator[tuple[int, list[Row]]]:
+        """The rows of every batch, with its index. When all were gone through, they have been counted."""
+        tally, padded, index = Tally(), 0, -1
         first: list[Row] = []
-        for rows in batched(tally.of(self.corpus.rows(self.model)), self.batch_tokens):
+        for index, rows in enumerate(batched(tally.of(self.corpus.rows(self.model)), self.batch_tokens)):
             first = first or rows
-            padded, batches = padded + padded_tokens(rows), batches + 1
-        return Counted(tally.count, batches, padded, first)
+            padded += padded_tokens(rows)
+            yield index, rows
+        self._counted = Counted(tally.count, index + 1, padded, first)
 
     def plan(self) -> Plan:
         """Count the corpus, run the model on the first batch, the longest of its window, and say what the whole will take.
@@ -129,15 +138,28 @@ class Stream:
             NotFinite: if a site holds NaN or infinity.
             OutOfMemory: if not even a single row fits.
         """
-        numbered, skipped = enumerate(batched(self.corpus.rows(self.model), self.batch_tokens)), 0
+        numbered: Iterator[tuple[int, list[Row]]] = self._numbered()
+        skipped = 0
         for index, rows in numbered:
             if index == start:
                 numbered = chain([(index, rows)], numbered)
                 break
             skipped += sum(map(len, rows))
-        hidden = not self.progress
-        with tqdm(total=total, initial=skipped, desc="stream", unit="token", unit_scale=True, disable=hidden) as bar:
+        with self._bar(total, skipped) as bar:
             for batch in self._run(numbered, self.state):
+                yield batch
+                bar.update(batch.tokens.n)
+
+    def part(self, index: int, of: int) -> Iterator[TokenBatch]:
+        """Every `of`-th batch, from the one of this index on: all parts together are the whole. The first batch, by which
+        massive tokens are told, is run in each."""
+        if index and self.massive_at is not None and self.state.median_norm is None:
+            for _ in self._run(islice(self._numbered(), 1), self.state):
+                pass
+        mine = (one for one in self._numbered() if one[0] % of == index)
+        total = self.counted.count.tokens // of if self.progress and self.corpus.is_finite else None
+        with self._bar(total) as bar:
+            for batch in self._run(mine, self.state):
                 yield batch
                 bar.update(batch.tokens.n)
 
@@ -151,6 +173,10 @@ class Stream:
         for batch in self.batches(start, total):
             yield batch, max(0, min(token - before, batch.tokens.n))
             before += batch.tokens.n
+
+    def _bar(self, total: int | None, done: int = 0) -> tqdm:
+        hidden = not self.progress
+        return tqdm(total=total, initial=done, desc="stream", unit="token", unit_scale=True, disable=hidden)
 
     def shape(self, site: Site) -> tuple[int, ...]:
         """Of a token's tensor there."""
@@ -206,8 +232,8 @@ class Stream:
         return _Pass(index, rows, flat, {site: kept[site] for site in self.sites})
 
     def _finished(self, one: _Pass, state: StreamState) -> TokenBatch:
-        one.flat.finish(one.kept)
         tokens = tokens_of(one.rows, self._special)
+        one.flat.finish(one.kept, tokens)
         if (norms := one.flat.norms) is not None:
             found = norms.cpu().numpy()
             if state.median_norm is None:

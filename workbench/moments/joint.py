@@ -1,0 +1,69 @@
+"""Second moments of paired rows, centred: all that a linear map from one to the other, and its score, depend on."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Joint(NamedTuple):
+    """Counts, means and centred sums of products of `n` pairs of rows x, y; all float64.
+
+    `xx` is the sum over rows of (x - mean)(x - mean)ᵀ, not divided by n: sums add, and a ridge strength is in the units of
+    scikit-learn's.
+    """
+
+    n: int
+    mean_x: Float[Tensor, " dx"]
+    mean_y: Float[Tensor, " dy"]
+    xx: Float[Tensor, "dx dx"]
+    xy: Float[Tensor, "dx dy"]
+    yy: Float[Tensor, "dy dy"]
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "n dx"], y: Float[Tensor, "n dy"]) -> Joint:
+        """Of rows that are at hand."""
+        x, y = x.double(), y.double()
+        mean_x, mean_y = (rows.sum(0) / max(len(rows), 1) for rows in (x, y))
+        x, y = x - mean_x, y - mean_y
+        return cls(len(x), mean_x, mean_y, x.T @ x, x.T @ y, y.T @ y)
+
+    @property
+    def total(self) -> float:
+        """Sum of squares of y about its mean, over all coordinates."""
+        return float(self.yy.trace())
+
+    def plus(self, other: Joint) -> Joint:
+        """Of the rows of both (Chan, Golub and LeVeque 1979)."""
+        if not (self.n and other.n):
+            return self if self.n else other
+        n = self.n + other.n
+        by_x, by_y = other.mean_x - self.mean_x, other.mean_y - self.mean_y
+        share, weight = other.n / n, self.n * other.n / n
+        return Joint(
+            n, self.mean_x + share * by_x, self.mean_y + share * by_y,
+            self.xx + other.xx + weight * torch.outer(by_x, by_x),
+            self.xy + other.xy + weight * torch.outer(by_x, by_y),
+            self.yy + other.yy + weight * torch.outer(by_y, by_y),
+        )  # fmt: skip
+
+    def turned(self) -> Joint:
+        """Of y and x."""
+        return Joint(self.n, self.mean_y, self.mean_x, self.yy, self.xy.T, self.xx)
+
+    def without_residual(self) -> Joint:
+        """Of x and y - x, without another look at the rows: what a block adds, where x enters it and y leaves it."""
+        return self._replace(
+            mean_y=self.mean_y - self.mean_x, xy=self.xy - self.xx, yy=self.yy - self.xy - self.xy.T + self.xx
+        )  # fmt: skip
+
+    def about_zero(self) -> Joint:
+        """The same rows with sums of products about zero in place of the means: for maps without an intercept."""
+        x, y = self.mean_x, self.mean_y
+        return Joint(
+            self.n, torch.zeros_like(x), torch.zeros_like(y),
+            self.xx + self.n * torch.outer(x, x), self.xy + self.n * torch.outer(x, y), self.yy + self.n * torch.outer(y, y),
+        )  # fmt: skip
