@@ -5,20 +5,22 @@
 
 Prints one JSON object. Rows of 512 tokens, packed; ratios are to the body alone, medians of rounds in which the variants take
 turns.
-`arithmetic` is what the ratio would be if a product ran at the speed of the body: its operations over those of the body.
-`today` keeps the states of all layers in memory and fits scikit-learn's Ridge to `--today` pairs; its time for all 465 is
-counted from these.
-`error` compares the sums with those in float64 of the same activations. `--cells one` has one cell, `all` the library's own.
+`arithmetic` is what the ratio would be if products ran at the speed of the body: their operations over those of the body.
+`peak_gb` is of one run in a process of its own. `all states in memory` is what a user keeps today to fit with scikit-learn, and
+`solving` what the fits then take (`--today` pairs are timed). `error` compares the sums with those in float64 of the same
+activations. `--cells one` has one cell, `all` the library's own.
 """
 
 import json
 import statistics
+import subprocess
+import sys
 import time
 from typing import Any
 
 import numpy as np
 import torch
-from measuring import Work, peak_extra_bytes, ratio, seconds
+from measuring import Work, ratio, seconds
 from models import loaded, options, run_body
 from sklearn.linear_model import Ridge
 
@@ -31,61 +33,94 @@ from workbench.transports.fit import fit_transports
 from workbench.transports.scoring import explained
 from workbench.transports.solving import Spectrum, least_squares
 
+TODAY = "all states in memory"
 PAIRS = {"sites alone": [], "adjacent + last": ["adjacent", "last"], "all pairs": "all"}
 
 
 @torch.no_grad()
 def main() -> None:
-    chosen = options(tokens=32_768, rounds=3, today=3, cells="all", layers=None)
+    chosen = options(tokens=32_768, rounds=3, today=3, cells="all", layers=None, only="")
     model = loaded(chosen.shape, chosen.device, chosen.dtype, chosen.layers)
     corpus = wb.Corpus("wikipedia", length=512, packed=True, bos="never", max_tokens=chosen.tokens)
     cells: dict[str, Any] = {"detail": "one", "folds": 1, "cross_folds": 1} if chosen.cells == "one" else {}
-    collected: dict[str, wb.Moments] = {}
+    kept: dict[str, Any] = {}
 
     def body() -> None:
         run_body(model, corpus, BATCH_TOKENS[model.device.type])
 
-    def collect(name: str):
+    def collect(name: str) -> Work:
         def run() -> None:
-            collected.clear()
-            collected[name] = wb.collect_moments(
+            kept.clear()
+            kept["moments"] = wb.collect_moments(
                 model, corpus, pairs=PAIRS[name], progress=False, device=chosen.device, **cells
-            )
+            )  # fmt: skip
 
         return run
 
-    variants = {"body alone": body} | {name: collect(name) for name in PAIRS}
+    def capture() -> None:
+        kept.clear()
+        kept["states"] = _states(model, corpus)
+
+    variants: dict[str, Work] = {"body alone": body} | {name: collect(name) for name in PAIRS}
+    if chosen.only:  # one run in a process of its own, for its memory
+        (variants | {TODAY: capture})[chosen.only]()
+        print(peak_memory(model.device))
+        return
+    if chosen.device == "cpu":
+        variants[TODAY] = capture
+    memory = {name: _peak(name) for name in variants}
     body()
-    memory = {}
-    for name, run in variants.items():
-
-        def run_and_forget(run: Work = run) -> None:
-            run()
-            collected.clear()
-
-        memory[name] = peak_extra_bytes(run_and_forget, model.device)
-    times = seconds(variants, chosen.rounds)
+    times = seconds(variants, chosen.rounds, kept.clear)
     table: list[dict[str, Any]] = [
         {
             "variant": name, "seconds": round(statistics.median(found), 2),
             "tokens_per_second": round(chosen.tokens / statistics.median(found)),
             "ratio_to_body": ratio(found, times["body alone"]),
             "arithmetic": round(1 + _operations(model, PAIRS.get(name)) / _body_operations(model), 2),
-            "peak_extra_gb": round(memory[name] / 1e9, 2),
+            "peak_gb": round(memory[name] / 1e9, 2),
         }
         for name, found in times.items()
     ]  # fmt: skip
     result: dict[str, Any] = {"benchmark": "moments", "table": table}
-    if model.device.type == "cpu":
-        started = time.perf_counter()
-        maps = fit_transports(collected["all pairs"], kind="ridge", progress=False)
-        result["solving_all_pairs_seconds"] = round(time.perf_counter() - started, 1)
-        collected.clear()
-        result["today"] = _today(model, corpus, maps, chosen.today)
-    collected.clear()
+    if chosen.device == "cpu":
+        result["solving"] = _solving(model, corpus, chosen.today)
+    kept.clear()
     result["error"] = _error(model, corpus)
-    weights = {"weights": model.name, "torch": torch.__version__, "peak_memory_gb": round(peak_memory(model.device) / 1e9, 2)}
-    print(json.dumps(result | {"settings": vars(chosen) | weights}, indent=2))
+    print(json.dumps(result | {"settings": vars(chosen) | {"weights": model.name, "torch": torch.__version__}}, indent=2))
+
+
+def _peak(name: str) -> int:
+    """The most memory that a variant takes in a process of its own, the model's included."""
+    done = subprocess.run([sys.executable, *sys.argv, "--only", name], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+def _states(model: wb.LanguageModel, corpus: wb.Corpus) -> dict[str, np.ndarray]:
+    """All states of all tokens, in memory."""
+    parts: dict[str, list[np.ndarray]] = {}
+    for batch in wb.stream(model, corpus, ["resid_pre.0", "resid_post"], massive_at=None, progress=False):
+        for site, value in batch.items():
+            parts.setdefault(site, []).append(value.numpy().copy())
+    return {site: np.concatenate(some) for site, some in parts.items()}
+
+
+def _solving(model: wb.LanguageModel, corpus: wb.Corpus, n_pairs: int) -> dict[str, Any]:
+    """Seconds for all pairs: ours (strength chosen, three scores, in sample and held out), and scikit-learn's from the states,
+    one strength and one score in sample, counted from some pairs."""
+    moments = wb.collect_moments(model, corpus, pairs="all", progress=False)
+    started = time.perf_counter()
+    maps = fit_transports(moments, progress=False)
+    ours = time.perf_counter() - started
+    states, chosen = _states(model, corpus), list(maps.values())[:: max(1, len(maps) // n_pairs)][:n_pairs]
+    started = time.perf_counter()
+    for one in chosen:
+        x, y = states[one.source], states[one.target]
+        Ridge(alpha=1.0).fit(x, y).score(x, y)
+    each = (time.perf_counter() - started) / n_pairs
+    return {
+        "pairs": len(maps), "fit_transports_seconds": round(ours, 1), "scikit_learn_pairs_timed": n_pairs,
+        "scikit_learn_seconds_of_all": round(each * len(maps), 1),
+    }  # fmt: skip
 
 
 def _operations(model: wb.LanguageModel, pairs: Any) -> int:
@@ -96,32 +131,6 @@ def _body_operations(model: wb.LanguageModel) -> int:
     """Two a weight of the blocks and token; attention over some hundred tokens adds a few percent, which are left out."""
     blocks = [parameter for layer in range(model.n_layers) for parameter in model.block(layer).parameters()]
     return 2 * sum(parameter.numel() for parameter in blocks)
-
-
-def _today(model: wb.LanguageModel, corpus: wb.Corpus, maps: wb.Transports, n_pairs: int) -> dict[str, Any]:
-    """All states in memory, and a fit a pair."""
-    kept: dict[str, np.ndarray] = {}
-
-    def capture() -> None:
-        parts: dict[str, list[np.ndarray]] = {}
-        for batch in wb.stream(model, corpus, ["resid_pre.0", "resid_post"], massive_at=None, progress=False):
-            for site, value in batch.items():
-                parts.setdefault(site, []).append(value.numpy().copy())
-        kept.update({site: np.concatenate(some) for site, some in parts.items()})
-
-    started = time.perf_counter()
-    memory = peak_extra_bytes(capture, model.device)
-    capturing = (time.perf_counter() - started) / 2
-    chosen = list(maps.values())[:: max(1, len(maps) // n_pairs)][:n_pairs]
-    started = time.perf_counter()
-    for one in chosen:
-        x, y = kept[one.source], kept[one.target]
-        Ridge(alpha=1.0).fit(x, y).score(x, y)
-    fitting = (time.perf_counter() - started) / n_pairs
-    return {
-        "capture_seconds": round(capturing, 1), "ridge_seconds_a_pair": round(fitting, 2), "pairs_timed": n_pairs,
-        "all_pairs_seconds": round(capturing + fitting * len(maps), 1), "peak_extra_gb": round(memory / 1e9, 2),
-    }  # fmt: skip
 
 
 def _error(model: wb.LanguageModel, corpus: wb.Corpus) -> dict[str, float]:
