@@ -107,9 +107,7 @@ def collect_moments(
     if chosen not in (torch.float64, torch.float32, _products(model)):
         raise UnknownOption(f"products={chosen} is for such models on a GPU. Use torch.float32 or torch.float64.")
     _require_room(_plan(layout, model, chosen), model)
-    flow = stream(
-        model, corpus, list(layout.widths), batch_tokens=batch_tokens, massive_at=massive_at, progress=progress
-    )  # fmt: skip
+    flow = stream(model, corpus, list(layout.widths), batch_tokens=batch_tokens, massive_at=massive_at, progress=progress)
     accumulator = Accumulator(layout, model.device, chosen, seed=seed)
     with torch.no_grad():
         for batch in flow.part(index, of):
@@ -219,7 +217,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 def _products(model: LanguageModel) -> torch.dtype:
     half = model.dtype in (torch.bfloat16, torch.float16)
-    if half and model.device.type == "cuda":
+    if half and model.device.type == "cuda" and torch.__version__ >= (2, 8):  # older ones round the product to half precision
         return model.dtype
     return torch.float64 if model.dtype == torch.float64 else torch.float32
 

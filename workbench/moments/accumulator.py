@@ -16,9 +16,10 @@ TOKENS = {"cpu": 4096, "cuda": 32_768}
 reads and writes five times the product's size: every 512 tokens that costs half a forward pass of the embedded model on two
 cores, every 4,096 a fourteenth."""
 
-
 HALF = (torch.bfloat16, torch.float16)
 SUMMED = 16_384
+"""Products of half precision that tensor cores add up at once. On an H200 the sums of 16,384 are 2e-5 to 5e-5 off, of 4,096 a
+fifth of that; each part costs another reading and writing of the product."""
 
 
 def waiting_tokens(device: torch.device) -> int:
@@ -32,8 +33,8 @@ class Accumulator:
     Tokens wait in buffers, one for each group of strata and cross fold. A full one is centred on a pilot mean, that of the
     first tokens of its group, which stays as it is: without it, float32 would lose the variance of a coordinate whose mean is
     large. Then it is multiplied: ordinary tokens in float32 (on a GPU, where they come in half precision, in that, with float32
-    sums of up to 4,096 products), all others, which are few and whose norms may be a thousand times as large, in float64. Every
-    product is added to sums in float64.
+    sums), all others, which are few and whose norms may be a thousand times as large, in float64; where all tokens are in one
+    pile, it is multiplied as ordinary ones are. Every product is added to sums in float64.
     """
 
     def __init__(
@@ -90,6 +91,18 @@ class Accumulator:
                 sums.pilot[group, columns] = _pilot(rows[:, columns])
             sums.has_pilot[group] = True
         rows -= sums.pilot[group].to(rows.dtype)
+        self._sum_sites(rows, buffer)
+        null = any(pair.shuffled for pair in self.layout.pairs)
+        elsewhere = rows.index_select(0, self._partners(buffer, key)) if null else rows
+        for source, runs in self.layout.runs.items():
+            into = sums.cross[source][group, cross]
+            for run in runs:
+                into[:, run.out] += _product(rows[:, run.source], (elsewhere if run.shuffled else rows)[:, run.targets])
+        buffer.n = 0
+
+    def _sum_sites(self, rows: Tensor, buffer: _Buffer) -> None:
+        """Each site with itself, in the cells of its tokens."""
+        sums = self._sums
         cells = self.layout.stratum_of(buffer.stratum[: buffer.n]) * self.layout.folds + buffer.fold[: buffer.n]
         order = torch.from_numpy(np.argsort(cells, kind="stable")).to(self.device)
         found, counts = np.unique(cells, return_counts=True)
@@ -104,13 +117,6 @@ class Accumulator:
                 part = mine[stop - count : stop]
                 sums.own[site].view(-1, *sums.own[site].shape[2:])[cell] += _product(part, part)
                 sums.total[site].view(-1, part.shape[1])[cell] += part.sum(0, dtype=wide)
-        null = any(pair.shuffled for pair in self.layout.pairs)
-        elsewhere = rows.index_select(0, self._partners(buffer, key)) if null else rows
-        for source, runs in self.layout.runs.items():
-            into = sums.cross[source][group, cross]
-            for run in runs:
-                into[:, run.out] += _product(rows[:, run.source], (elsewhere if run.shuffled else rows)[:, run.targets])
-        buffer.n = 0
 
     def _partners(self, buffer: _Buffer, key: tuple[int, int]) -> Tensor:
         """For each token that of which the target is taken: of the same stratum, as sinks beside ordinary tokens would be
@@ -133,9 +139,8 @@ class _Buffer:
 
     def __init__(self, layout: Layout, tokens: int, dtype: torch.dtype, device: torch.device) -> None:
         self.layout, self.n, self.size = layout, 0, tokens
-        self.rows = torch.empty(
-            tokens, layout.width, dtype=dtype, device=device
-        )  # of pages that are taken when they are filled
+        # On a CPU, pages are taken when they are filled.
+        self.rows = torch.empty(tokens, layout.width, dtype=dtype, device=device)
         self.stratum, self.fold, self.document = (np.empty(tokens, np.int64) for _ in range(3))
 
     @property
@@ -171,8 +176,7 @@ def _pilot(rows: Tensor) -> Tensor:
 
 
 def _put(into: Tensor, rows: Tensor) -> None:
-    """Copy rows between columns. A GPU copies numbers of half precision there four at a time: one by one takes thrice as
-    long."""
+    """Copy rows between columns; on a GPU numbers of half precision four at a time, as PyTorch copies them there one by one."""
     places = (rows.shape[1], into.stride(0), into.storage_offset(), rows.storage_offset())
     if (
         rows.is_cuda
@@ -186,8 +190,8 @@ def _put(into: Tensor, rows: Tensor) -> None:
 
 
 def _product(x: Tensor, y: Tensor) -> Tensor:
-    """xᵀ y. Of half precision, in float32: products are exact there, but tensor cores cut off what they add up, a little of
-    every sum with each product, so that no more than `SUMMED` are added at once."""
+    """xᵀ y. Of half precision, in float32: products are exact there, but tensor cores cut off a little of every sum with each
+    product that they add."""
     if x.dtype not in HALF:
         return torch.mm(x.T, y)
     out = torch.mm(x[:SUMMED].T, y[:SUMMED], out_dtype=torch.float32)
