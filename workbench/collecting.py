@@ -217,7 +217,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 def _products(model: LanguageModel) -> torch.dtype:
     half = model.dtype in (torch.bfloat16, torch.float16)
-    if half and model.device.type == "cuda" and torch.__version__ >= (2, 8):  # older ones round the product to half precision
+    if half and model.device.type == "cuda" and torch.__version__ >= "2.8":  # older ones round the product to half precision
         return model.dtype
     return torch.float64 if model.dtype == torch.float64 else torch.float32
 
