@@ -34,20 +34,24 @@ def plot_linearity(result: Linearity) -> go.Figure:
     parts = list(dict.fromkeys(result.table["part"]))
     damage, own = result.damage, result.settings
     titles = [TITLES[part] for part in parts] + ([] if damage is None else ["loss, one block changed"])
-    figure = make_subplots(rows=1, cols=len(titles), subplot_titles=titles, horizontal_spacing=0.045)
-    for column, part in enumerate(parts, 1):
+    places = [(1 + i // 2, 1 + i % 2) for i in range(len(titles))]
+    figure = make_subplots(
+        rows=places[-1][0], cols=min(2, len(titles)), subplot_titles=titles, horizontal_spacing=0.08, vertical_spacing=0.12
+    )
+    for (line, column), part in zip(places, parts, strict=False):
         table = result.table[result.table["part"] == part]
         for strata, residual, score, name, colour, dash in LINES:
             if score not in table:
                 continue
             drawn = table[(table["strata"] == strata) & (table["residual"] == residual)]
             figure.add_scatter(
-                x=drawn["layer"], y=drawn[score], name=name, legendgroup=f"{strata}{residual}{score}", showlegend=column == 1,
+                x=drawn["layer"], y=drawn[score], name=name, legendgroup=f"{strata}{residual}{score}",
+                showlegend=part == parts[0],
                 mode="lines", line={"color": colour, "dash": dash, "width": 2 if dash == "solid" else 1.4},
-                hovertemplate=f"layer %{{x}}: %{{y:.4f}}<extra>{name}</extra>", row=1, col=column,
+                hovertemplate=f"layer %{{x}}: %{{y:.4f}}<extra>{name}</extra>", row=line, col=column,
             )  # fmt: skip
-        figure.update_yaxes(range=[-0.2, 1.02], row=1, col=column)
-    figure.update_yaxes(title_text="share of variance explained (R²)", row=1, col=1)
+        figure.update_yaxes(range=[-0.2, 1.02], row=line, col=column)
+    figure.update_yaxes(title_text="share of variance explained (R²)", col=1)
     if damage is not None:
         for way, colour in WAYS.items():
             figure.add_scatter(
@@ -55,12 +59,12 @@ def plot_linearity(result: Linearity) -> go.Figure:
                 mode="lines+markers", marker={"size": 4}, line={"color": colour, "width": 1.4},
                 error_y={"type": "data", "array": 2 * damage[f"{way}_error"], "width": 0, "thickness": 1},
                 customdata=damage[way], hovertemplate="layer %{x}: %{customdata:+.4f} nats<extra>" + way + "</extra>",
-                row=1, col=len(titles),
+                row=places[-1][0], col=places[-1][1],
             )  # fmt: skip
-        figure.update_yaxes(type="log", title_text="nats a token more", row=1, col=len(titles))
+        figure.update_yaxes(type="log", title_text="nats a token more", row=places[-1][0], col=places[-1][1])
     figure.update_xaxes(title_text="layer")
     figure.update_layout(
         title=f"How linear is {plain(own['model'])}? {own['fit']}, on {plain(own['corpus'])}",
-        template="plotly_white", height=560, width=360 * len(titles) + 80, legend={"orientation": "h", "y": -0.16},
+        template="plotly_white", height=140 + 380 * places[-1][0], legend={"orientation": "h", "y": -0.28 / places[-1][0]},
     )  # fmt: skip
     return figure
