@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm.auto import tqdm
 
-from workbench.analyses.layer_moments import PARTS, LayerSites, Part, Turning
+from workbench.analyses.layer_moments import PARTS, LayerMoments, LayerSites, Part, Turning
 from workbench.analyses.layer_scores import layer_rows, with_sinks
 from workbench.analyses.linearity_damage import WAYS, Damage, agreement, measure_damage
 from workbench.artifacts import output_folder, settings_of, staged, write_json
@@ -243,6 +243,8 @@ def linearity(
     )  # fmt: skip
     _require_two_documents(moments)
     recipe = Recipe(kind)
+    for fold in (0, 1):  # before the fits begin: ordinary tokens of one fold are the fewest that any of them has
+        recipe.require_tokens(LayerMoments(moments, sites[chosen[0]], "ordinary", [fold]).joint("block", residual=False))
     rows = [
         row
         for layer in tqdm(chosen, desc="fit", disable=not progress)
