@@ -277,6 +277,9 @@ def test_agreement_is_spearmans(llama):
     score = found.table.query("part == 'block' and strata == 'ordinary' and not residual")["held_out"]
     own = found.agreement().set_index(["score", "strata", "residual"]).loc[("held_out", "ordinary", False)]
     assert own["removed"] == pytest.approx(spearmanr(-score, found.damage["removed"]).statistic)
+    ranks = found.ranking().set_index("layer")
+    assert ranks["removed"].idxmin() == found.damage.set_index("layer")["removed"].idxmax(), "1 is the dearest"
+    assert ranks["added"].idxmin() == score.to_numpy().argmin(), "1 is the least linear"
     with pytest.raises(UnknownOption, match="Pass damage=True"):
         wb.linearity(llama, TEXTS, damage=False, null=False, **QUIET).agreement()
 

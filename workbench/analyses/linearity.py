@@ -16,8 +16,8 @@ linearity, and each is shown beside it here:
   with the residual as it is, if what a block adds had nothing to do with what it reads.
 
 We also differ in this: each part's own input is its X (the MLP's is the stream after attention), rank-deficient inputs are
-solved by eigenvalues above float64's noise (theirs divides by every singular value), and the last block is scored too, before
-the final norm.
+solved by eigenvalues above the noise of the sums (theirs divides by every singular value), and the last block is scored too,
+before the final norm.
 """
 
 from __future__ import annotations
@@ -92,8 +92,7 @@ class Linearity(Result):
 
     def ranking(self) -> pd.DataFrame:
         """Blocks in the order of how non-linear they are by two scores (published; added: held out, without sinks and residual)
-        and of
-        what removing or replacing them costs: 1 is the least linear one, and the dearest.
+        and of what removing or replacing them costs: 1 is the least linear one, and the dearest.
 
         Raises:
             UnknownOption: if the damage was not measured.
@@ -102,7 +101,7 @@ class Linearity(Result):
             raise UnknownOption("The damage was not measured. Pass damage=True.")
         overview = self.overview().set_index("layer")
         scores = (1 - overview[["published", "added"]]).join(overview[list(WAYS)])
-        return scores.rank(ascending=False).astype(int).reset_index()
+        return scores.rank(ascending=False, method="min").astype(int).reset_index()
 
     def agreement(self) -> pd.DataFrame:
         """Spearman's correlation, over layers, of how non-linear a block is (1 - score) with what removing or replacing it

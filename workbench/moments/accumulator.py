@@ -59,7 +59,7 @@ class Accumulator:
             stratum, document: `[token]`: index into the corpus's `STRATA`, and ordinal in it.
         """
         fold = document % self.layout.folds
-        group, cross = self.layout.group_of(stratum), fold % self.layout.cross_folds
+        group, cross = self.layout.group_of(stratum), self.layout.cross_fold(fold)
         for key in dict.fromkeys(zip(group.tolist(), cross.tolist(), strict=True)):
             mine = np.flatnonzero((group == key[0]) & (cross == key[1]))
             buffer = self._buffer(key)

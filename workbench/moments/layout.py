@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -113,8 +113,8 @@ class Layout:
         """Index into `strata`, likewise."""
         return stratum if self.detail == "five" else self.group_of(stratum)
 
-    def cross_fold(self, fold: int) -> int:
-        """The fold of pairs that a fold of sites is part of."""
+    def cross_fold(self, fold: Any) -> Any:
+        """The fold of pairs that a fold of sites, or each of an array of them, is part of."""
         return fold % self.cross_folds
 
     def folds_of(self, cross_folds: Iterable[int]) -> list[int]:

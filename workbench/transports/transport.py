@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,11 +135,6 @@ class Transport:
                 f"{self!r} is of {own['model']!r}, revision {own['revision']} ({own['weights_hash'][:12]}…), not of the "
                 f"weights of {model.name!r}, revision {model.revision}. Fit one with this model."
             )
-
-    def to(self, dtype: torch.dtype) -> Transport:
-        """The same map with its numbers in another dtype."""
-        right = None if self.right is None else self.right.to(dtype)
-        return replace(self, left=self.left.to(dtype), right=right, bias=self.bias.to(dtype))
 
     def save(self, folder: str | Path) -> Path:
         """Write transports.safetensors and, last, run.json.
