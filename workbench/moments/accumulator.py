@@ -22,6 +22,10 @@ SUMMED = 16_384
 fifth of that; each part costs another reading and writing of the product."""
 
 
+BANDS = 3
+"""Of a symmetric product: two thirds of its operations. More would make too narrow products of a small model's states."""
+
+
 def waiting_tokens(device: torch.device) -> int:
     """Of a buffer."""
     return TOKENS.get(device.type, TOKENS["cpu"])
@@ -115,7 +119,7 @@ class Accumulator:
             mine = rows[:, columns] if len(parts) == 1 else rows[:, columns].index_select(0, order)
             for cell, count, stop in parts:
                 part = mine[stop - count : stop]
-                sums.own[site].view(-1, *sums.own[site].shape[2:])[cell] += _product(part, part)
+                _add_square(sums.own[site].view(-1, *sums.own[site].shape[2:])[cell], part)
                 sums.total[site].view(-1, part.shape[1])[cell] += part.sum(0, dtype=wide)
 
     def _partners(self, buffer: _Buffer, key: tuple[int, int]) -> Tensor:
@@ -187,6 +191,13 @@ def _put(into: Tensor, rows: Tensor) -> None:
     ):
         into, rows = into.view(torch.int64), rows.view(torch.int64)
     into.copy_(rows)
+
+
+def _add_square(into: Tensor, x: Tensor) -> None:
+    """Add xᵀ x, in bands that leave out most of what lies above the diagonal: `Sums.finished` mirrors what lies below."""
+    band = -(-x.shape[1] // (64 * BANDS)) * 64
+    for start in range(0, x.shape[1], band):
+        into[start:, start : start + band] += _product(x[:, start:], x[:, start : start + band])
 
 
 def _product(x: Tensor, y: Tensor) -> Tensor:

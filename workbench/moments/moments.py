@@ -64,15 +64,16 @@ class Sums:
         )
 
     def finished(self, device: torch.device) -> Sums:
-        """These sums on a device, in place where they are there already; those of sites with themselves exactly symmetric."""
+        """These sums on a device, in place where they are there already; those of sites with themselves, of which only what lies
+        below the diagonal was added up, made whole."""
         self.pilot = self.pilot.to(device)
         for arrays in (self.total, self.cross):
             for name, array in arrays.items():
                 arrays[name] = array.to(device)
         for site, own in self.own.items():
             for stratum, fold in self.n.nonzero().tolist():
-                cell = own[stratum, fold]
-                cell.copy_((cell + cell.T) / 2)
+                cell = own[stratum, fold].tril_()
+                cell += cell.tril(-1).T
             self.own[site] = own.to(device)
         return self
 
