@@ -64,8 +64,8 @@ class Sums:
         )
 
     def finished(self, device: torch.device) -> Sums:
-        """These sums on a device, in place where they are there already; those of sites with themselves, of which only what lies
-        below the diagonal was added up, made whole."""
+        """These sums on a device, in place where they are there already; those of sites with themselves, of which only what
+        lies below the diagonal was added up, made whole."""
         self.pilot = self.pilot.to(device)
         for arrays in (self.total, self.cross):
             for name, array in arrays.items():
