@@ -17,7 +17,7 @@ demo: $(VENV)/core
 	@echo "Look:  open $(DEMO)/neurons.html in a browser"
 	@echo "Ask:   $(BIN)/workbench find-neurons dog --map $(DEMO)"
 	@echo "Try:   $(BIN)/workbench scan --prompt 'The capital of France is'"
-	@echo "Read:  notebooks/01_neurons_that_speak.ipynb, notebooks/02_trace_and_intervene.ipynb, notebooks/03_how_linear_is_a_transformer.ipynb"
+	@echo "Read:  notebooks/, from 01_neurons_that_speak.ipynb on"
 
 test: $(VENV)/dev
 	$(BIN)/workbench pull

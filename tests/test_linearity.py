@@ -11,8 +11,8 @@ from sklearn.metrics import r2_score
 from torch.nn import functional as F
 
 import workbench as wb
+from workbench.analyses.held_out_loss import counted, held_out_rows
 from workbench.analyses.layer_moments import LayerMoments, LayerSites
-from workbench.analyses.linearity_damage import _counted, _held_out
 from workbench.corpus.corpus import ORDINARY
 from workbench.errors import BadArtifact, TooFewTokens, UnknownOption, UnknownSite
 from workbench.moments.layout import Pair
@@ -236,12 +236,12 @@ def test_a_map_stands_in_while_text_is_generated(llama):
 def test_the_loss_is_that_of_held_out_documents_alone(llama):
     corpus = wb.Corpus(TEXTS, length=64)
     found = wb.linearity(llama, corpus, loss_tokens=200, layers="0", parts=["block"], null=False, **QUIET)
-    rows = _held_out(corpus, llama, 200)
+    rows = held_out_rows(corpus, llama, 200)
     nats = []
     for one in rows:
         tokens = torch.from_numpy(one.tokens).long()[None]
         logits = llama.hf(tokens).logits[0].log_softmax(-1)
-        nats += [-logits[i, tokens[0, i + 1]].item() for i in np.flatnonzero(_counted(one))]
+        nats += [-logits[i, tokens[0, i + 1]].item() for i in np.flatnonzero(counted(one))]
         assert (one.documents % 2 == 1).all()
     assert found.settings["clean_loss"] == pytest.approx(np.mean(nats), abs=1e-5)
     assert found.settings["held_out_tokens"] == len(nats) >= 200

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from workbench.analyses.scan import scan as scan
     from workbench.analyses.top_activations import TopActivations as TopActivations
     from workbench.analyses.top_activations import top_activations as top_activations
+    from workbench.analyses.transport import TransportScores as TransportScores
+    from workbench.analyses.transport import transport as transport
     from workbench.analyses.word_activations import WordActivations as WordActivations
     from workbench.capturing import capture as capture
     from workbench.collecting import collect_moments as collect_moments
@@ -72,6 +74,7 @@ _HOMES = {
     "Site": "workbench.sites",
     "TopActivations": "workbench.analyses.top_activations",
     "Transport": "workbench.transports.transport",
+    "TransportScores": "workbench.analyses.transport",
     "Transports": "workbench.transports.fit",
     "Vocabulary": "workbench.vocabulary",
     "WordActivations": "workbench.analyses.word_activations",
@@ -108,6 +111,7 @@ _HOMES = {
     "stream": "workbench.streaming.stream",
     "substitute": "workbench.substitution",
     "top_activations": "workbench.analyses.top_activations",
+    "transport": "workbench.analyses.transport",
 }
 """Public names and where they live. They are resolved when first used (PEP 562): importing torch takes a second."""
 

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.errors import BadArtifact, CannotWrite
 
 if TYPE_CHECKING:
+    import pandas as pd
     import plotly.graph_objects as go
 
 
@@ -71,6 +72,47 @@ def write_html(path: Path, page: str) -> Path:
     with staged(path) as beside:
         beside.write_text(page, encoding="utf-8")
     return path
+
+
+def write_tables(folder: str | Path, kind: str, settings: dict[str, Any], tables: "dict[str, pd.DataFrame | None]") -> Path:
+    """A result in a folder: a Parquet file a table (of those that are not None; an older one of that name goes), and, last,
+    run.json.
+
+    Raises:
+        CannotWrite: if the folder cannot be written.
+    """
+    folder = output_folder(Path(folder))
+    (folder / "run.json").unlink(missing_ok=True)
+    for name, table in tables.items():
+        (folder / f"{name}.parquet").unlink(missing_ok=True)
+        if table is not None:
+            with staged(folder / f"{name}.parquet") as beside:
+                table.to_parquet(beside, index=False, compression="zstd")
+    write_json(folder / "run.json", {"kind": kind} | settings)
+    return folder
+
+
+def read_tables(
+    folder: str | Path, kind: str, maker: str, names: Sequence[str]
+) -> "tuple[pd.DataFrame, dict[str, pd.DataFrame | None], dict[str, Any]]":
+    """The table of the kind's own name, which must be there, the others, where they are, and the settings.
+
+    Args:
+        maker: As `settings_of`.
+    Raises:
+        BadArtifact: if the folder holds no such result, or a damaged one.
+    """
+    import pandas as pd
+
+    folder = Path(folder)
+    settings = settings_of(folder, kind, maker)
+    try:
+        own = pd.read_parquet(folder / f"{kind}.parquet")
+        files = {name: folder / f"{name}.parquet" for name in names}
+        others = {name: pd.read_parquet(file) if file.is_file() else None for name, file in files.items()}
+    except (OSError, ValueError) as error:  # pyarrow's errors of a damaged file are among them
+        raise BadArtifact(f"The {kind} in {str(folder)!r} is damaged ({error}). Make it again.") from None
+    return own, others, settings
 
 
 def strict(value: Any) -> Any:

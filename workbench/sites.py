@@ -163,6 +163,11 @@ def state(number: int, n_layers: int) -> str:
     return "resid_pre.0" if number == 0 else f"resid_post.{number - 1}"
 
 
+def state_number(site: str, n_layers: int) -> int | None:
+    """Which state of the residual stream a site is; None if it is none of them."""
+    return next((number for number in range(n_layers + 1) if state(number, n_layers) == site), None)
+
+
 def parse_pair(text: str, n_layers: int) -> tuple[str, str]:
     """Source and target, written `4>8` (states of the stream) or `resid_mid.3>mlp_out.3` (sites). What enters a block is named
     by the block that it leaves.

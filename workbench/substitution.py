@@ -22,7 +22,7 @@ from workbench.transports.transport import Transport
 
 
 @contextmanager
-def substitute(model: LanguageModel, *transports: Transport, skip: int = 0) -> Iterator[None]:
+def substitute(model: LanguageModel, *transports: Transport, skip: int = 0, one_in: int = 1) -> Iterator[None]:
     """While open, each transport stands in for all that the model computes between its source and its target.
 
     They are put in place from the bottom of the model upwards, so that one reads what those below it wrote. With the identity
@@ -31,6 +31,7 @@ def substitute(model: LanguageModel, *transports: Transport, skip: int = 0) -> I
     Args:
         skip: Leave the first so many positions of every text as the model computes them. Attention rests on them (4 holds the
             sinks of most models), and a map that was fitted on ordinary tokens says nothing of them.
+        one_in: Of the others, only every so-manieth.
     Raises:
         OtherJob: if a transport is of another model.
         UnknownOption: if one ends before it begins.
@@ -49,23 +50,25 @@ def substitute(model: LanguageModel, *transports: Transport, skip: int = 0) -> I
         for _, source, one in sorted(ends, key=lambda end: end[0]):
             kept = stack.enter_context(keeping(model, [source], to_the_end=True, gradients=torch.is_grad_enabled()))
             made = partial(_made, one, model, kept, source)
-            stack.enter_context(intervene(model, _Substituted(site=one.target, made=made, skip=skip)))
+            stack.enter_context(intervene(model, Written(site=one.target, made=made, skip=skip, one_in=one_in)))
         yield
 
 
-def _made(transport: Transport, model: LanguageModel, kept: Mapping[Site, Tensor], source: Site) -> Tensor:
+def _made(transport: Transport, model: LanguageModel, kept: Mapping[Site, Tensor], source: Site, seen: Tensor) -> Tensor:
     return transport.shaped(kept[source], model)
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class _Substituted(Edit):
-    """What a transport makes of the source of the same pass."""
+class Written(Edit):
+    """What a function makes of the site's tensor, at all positions from one on, or one in so many of these."""
 
-    made: Callable[[], Tensor]
-    skip: int
+    made: Callable[[Tensor], Tensor]
+    skip: int = 0
+    one_in: int = 1
 
     def new(self, seen: Tensor, site: str, at: Pass) -> Tensor:
-        return self.made()
+        return self.made(seen)
 
     def tokens(self, at: Pass) -> Tensor:
-        return super().tokens(at) & (at.positions >= self.skip)
+        later = at.positions - self.skip
+        return super().tokens(at) & (later >= 0) & (later % self.one_in == 0)

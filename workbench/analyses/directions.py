@@ -107,12 +107,16 @@ def singular_directions(model: LanguageModel, name: str, layer: int, n: int = 10
     return Directions(f"singular vectors of {where}", pd.concat(labels, ignore_index=True), [len(both)], lambda _: both)
 
 
-def given_directions(model: LanguageModel, vectors: Tensor | np.ndarray | Mapping[str, Tensor] | str | Path) -> Directions:
-    """Directions of your own: a tensor `[n, d_model]`, tensors by name (each a vector or several), or a .safetensors or .npy
+def given_directions(
+    model: LanguageModel, vectors: Tensor | np.ndarray | Mapping[str, Tensor] | str | Path, *, width: int | None = None
+) -> Directions:
+    """Directions of your own: a tensor `[n, width]`, tensors by name (each a vector or several), or a .safetensors or .npy
     file of them. Labels: name (of a tensor), row.
 
+    Args:
+        width: Of the site that they are of; that of the stream, if None.
     Raises:
-        UnknownOption: if they are not of the model's width.
+        UnknownOption: if they are not of that width.
         BadArtifact: if a file cannot be read.
     """
     import pandas as pd
@@ -120,13 +124,14 @@ def given_directions(model: LanguageModel, vectors: Tensor | np.ndarray | Mappin
     kind = str(vectors) if isinstance(vectors, (str, Path)) else "vectors"
     named = _from_file(Path(vectors)) if isinstance(vectors, (str, Path)) else vectors
     named = dict(named) if isinstance(named, Mapping) else {"": torch.as_tensor(named)}
+    width = model.d_model if width is None else width
     rows, labels = [], []
     for name, tensor in named.items():
         tensor = torch.atleast_2d(torch.as_tensor(tensor).detach())
-        if tensor.ndim != 2 or tensor.shape[1] != model.d_model or not tensor.is_floating_point():
+        if tensor.ndim != 2 or tensor.shape[1] != width or not tensor.is_floating_point():
             raise UnknownOption(
                 f"Vectors {name!r} have shape {list(tensor.shape)} ({str(tensor.dtype).removeprefix('torch.')}). Directions "
-                f"of {model.name!r} are floating-point rows of {model.d_model} numbers."
+                f"of {model.name!r} here are floating-point rows of {width} numbers."
             )
         rows.append(tensor.float())
         labels.append(pd.DataFrame({"name": name, "row": range(len(tensor))}))

@@ -34,10 +34,10 @@ from tqdm.auto import tqdm
 from workbench.analyses.layer_moments import PARTS, LayerMoments, LayerSites, Part, Turning
 from workbench.analyses.layer_scores import layer_rows, with_sinks
 from workbench.analyses.linearity_damage import WAYS, Damage, agreement, measure_damage
-from workbench.artifacts import output_folder, settings_of, staged, write_json
+from workbench.artifacts import read_tables, write_tables
 from workbench.collecting import collect_moments
 from workbench.corpus.corpus import Corpus
-from workbench.errors import BadArtifact, TooFewTokens, UnknownOption, require_one_of
+from workbench.errors import TooFewTokens, UnknownOption, require_one_of
 from workbench.model import LanguageModel
 from workbench.moments.moments import Moments, Strata
 from workbench.results import Result
@@ -132,15 +132,7 @@ class Linearity(Result):
         Raises:
             CannotWrite: if the folder cannot be written.
         """
-        folder = output_folder(Path(folder))
-        (folder / "run.json").unlink(missing_ok=True)
-        for name, table in self._tables().items():
-            (folder / f"{name}.parquet").unlink(missing_ok=True)
-            if table is not None:
-                with staged(folder / f"{name}.parquet") as beside:
-                    table.to_parquet(beside, index=False, compression="zstd")
-        write_json(folder / "run.json", {"kind": KIND} | self.settings)
-        return folder
+        return write_tables(folder, KIND, self.settings, self._tables())
 
     @classmethod
     def load(cls, folder: str | Path) -> Linearity:
@@ -149,19 +141,8 @@ class Linearity(Result):
         Raises:
             BadArtifact: if the folder holds no such result, or a damaged one.
         """
-        import pandas as pd
-
-        settings = settings_of(Path(folder), KIND, "workbench linearity")
-        found: dict[str, pd.DataFrame | None] = {}
-        for name in ("linearity", "damage", "together"):
-            file = Path(folder) / f"{name}.parquet"
-            try:
-                found[name] = pd.read_parquet(file) if file.is_file() or name == "linearity" else None
-            except (OSError, ValueError) as error:  # pyarrow's errors of a damaged file are among them
-                raise BadArtifact(f"The {KIND} in {str(folder)!r} is damaged ({error}). Make it again.") from None
-        table = found["linearity"]
-        assert table is not None
-        return cls(table=table, settings=settings, damage=found["damage"], together=found["together"])
+        table, others, settings = read_tables(folder, KIND, "workbench linearity", ("damage", "together"))
+        return cls(table=table, settings=settings, **others)
 
     def __str__(self) -> str:
         lines = self.overview(self._first).round(3).to_string(index=False, max_rows=12)

@@ -8,22 +8,19 @@ replaced by its map, and the loss on documents that no map was fitted on is meas
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from workbench.analyses.held_out_loss import FITTED, held_out_rows, losses
 from workbench.analyses.layer_moments import LayerMoments, LayerSites
 from workbench.collecting import collect_moments
-from workbench.corpus.corpus import EARLY_UNTIL, Corpus, Row
-from workbench.errors import TooFewTokens
+from workbench.corpus.corpus import EARLY_UNTIL, Corpus
 from workbench.model import LanguageModel
 from workbench.moments.moments import Moments, Strata
 from workbench.sites import state
-from workbench.streaming.batches import batch_of, batched
 from workbench.substitution import substitute
 from workbench.transports.fit import Recipe
 from workbench.transports.transport import Transport
@@ -34,10 +31,6 @@ if TYPE_CHECKING:
 WAYS = ("removed", "replaced", "replaced_later")
 """The block is left out at all tokens; its map stands in at all tokens, fitted on all; or from the fifth position of a row on,
 fitted on ordinary tokens, while the block itself goes on to make the sinks."""
-LOGITS_AT_ONCE = 2048
-"""Tokens whose logits are in memory at once."""
-_FITTED, _HELD_OUT = 0, 1
-"""Folds of documents."""
 
 
 class Damage(NamedTuple):
@@ -46,22 +39,6 @@ class Damage(NamedTuple):
     table: pd.DataFrame | None
     together: pd.DataFrame | None
     settings: dict[str, Any]
-
-
-class _Losses(NamedTuple):
-    """Of held-out tokens, with the document of each."""
-
-    nats: np.ndarray
-    document: np.ndarray
-
-    def change(self, other: _Losses) -> tuple[float, float]:
-        """How much more this is than the other, and its standard error over documents: tokens of one are not independent."""
-        difference = self.nats - other.nats
-        mean = float(difference.mean())
-        by_document = np.bincount(np.unique(self.document, return_inverse=True)[1], difference - mean)
-        n = len(by_document)
-        error = float(np.sqrt((by_document**2).sum() * n / (n - 1)) / len(difference)) if n > 1 else float("nan")
-        return mean, error
 
 
 def measure_damage(
@@ -87,12 +64,11 @@ def measure_damage(
     """
     import pandas as pd
 
-    rows = _held_out(corpus, model, tokens)
-    budget = min(common["batch_tokens"] or LOGITS_AT_ONCE, LOGITS_AT_ONCE)
-    clean = _losses(model, rows, budget, nullcontext())
+    rows = held_out_rows(corpus, model, tokens)
+    clean = losses(model, rows, common["batch_tokens"], nullcontext())
 
     def cost(maps: Sequence[Transport], skip: int) -> tuple[float, float]:
-        return _losses(model, rows, budget, substitute(model, *maps, skip=skip)).change(clean)
+        return losses(model, rows, common["batch_tokens"], substitute(model, *maps, skip=skip)).change(clean)
 
     found = []
     for layer in tqdm(sites, desc="damage", disable=not common["progress"]):
@@ -144,7 +120,7 @@ def _stand_in(
     if way == "removed":
         return Transport.identity(model, sites.x, after), 0
     strata: Strata = "all" if way == "replaced" else "ordinary"
-    joint = LayerMoments(moments, sites, strata, [_FITTED]).joint("block", residual=True)
+    joint = LayerMoments(moments, sites, strata, [FITTED]).joint("block", residual=True)
     fitted = recipe.fit(joint)
     settings = Transport.identity(model, sites.x, after).settings | {"kind": recipe.kind, "strata": strata, "affine": True}
     own = Transport(sites.x, after, fitted.left, None, fitted.bias, settings)
@@ -176,40 +152,3 @@ def _on_policy(
         one, skip = _stand_in(model, own, sites[layer], layer, recipe, way)
         maps.append(one)
     return maps, skip
-
-
-def _held_out(corpus: Corpus, model: LanguageModel, tokens: int) -> list[Row]:
-    """The first rows that hold tokens of the second fold, as many as have so many of these."""
-    chosen: list[Row] = []
-    found = 0
-    for row in corpus.rows(model):
-        own = int(_counted(row).sum())
-        if own:
-            chosen.append(row)
-            found += own
-        if found >= tokens:
-            break
-    if not found:
-        raise TooFewTokens("No held-out document has two tokens, so no loss can be measured. Take more text.")
-    return chosen
-
-
-def _counted(row: Row) -> np.ndarray:
-    """Which tokens of a row, the first apart, are foretold from a token of their own, held-out document."""
-    return (row.documents[1:] % 2 == _HELD_OUT) & (row.documents[1:] == row.documents[:-1])
-
-
-@torch.no_grad()
-def _losses(model: LanguageModel, rows: list[Row], budget: int, changed: AbstractContextManager[None]) -> _Losses:
-    nats, documents = [], []
-    with changed:
-        for some in batched(rows, budget):
-            batch = batch_of(some, model)
-            logits = model.forward(batch)
-            for index, row in enumerate(some):
-                counted = _counted(row)
-                at = torch.from_numpy(np.flatnonzero(counted)).to(logits.device)
-                own = F.cross_entropy(logits[index, at].float(), batch.tokens[index, at + 1], reduction="none")
-                nats.append(own.double().cpu().numpy())
-                documents.append(row.documents[1:][counted])
-    return _Losses(np.concatenate(nats), np.concatenate(documents))

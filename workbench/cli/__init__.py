@@ -14,6 +14,7 @@ from workbench.cli import (
     neuron_verbs,
     prompt_verbs,
     run_verbs,
+    transport_verbs,
     unit_verbs,
 )
 from workbench.cli.verb import verb
@@ -28,7 +29,8 @@ app = typer.Typer(
 _SETTINGS = {name: {"ignore_unknown_options": True} for name in ("neuron", "clamp")}
 """Their argument may begin with a dash by mistake, as -1.3: so the verb sees it, and says what is wrong with it."""
 for _module in (
-    model_verbs, neuron_verbs, card_verbs, direction_verbs, corpus_verbs, unit_verbs, linearity_verbs, prompt_verbs, run_verbs,
+    model_verbs, neuron_verbs, card_verbs, direction_verbs, corpus_verbs, unit_verbs, linearity_verbs, transport_verbs,
+    prompt_verbs, run_verbs,
 ):  # fmt: skip
     for _name, _function in _module.VERBS.items():
         app.command(_name, context_settings=_SETTINGS.get(_name))(verb(_name, _function, recorded=_module is not run_verbs))

@@ -60,10 +60,19 @@ class Joint(NamedTuple):
             mean_y=self.mean_y - self.mean_x, xy=self.xy - self.xx, yy=self.yy - self.xy - self.xy.T + self.xx
         )  # fmt: skip
 
-    def about_zero(self) -> Joint:
-        """The same rows with sums of products about zero in place of the means: for maps without an intercept."""
-        x, y = self.mean_x, self.mean_y
+    def mapped(self, matrix: Float[Tensor, "dx d2"], bias: Float[Tensor, " d2"]) -> Joint:
+        """Of x T + b and y."""
+        onto = matrix.T @ self.xx
+        return Joint(self.n, self.mean_x @ matrix + bias, self.mean_y, onto @ matrix, matrix.T @ self.xy, self.yy)
+
+    def about(self, x: Float[Tensor, " dx"], y: Float[Tensor, " dy"]) -> Joint:
+        """The same rows with sums of products about other points than the means, which these take the place of."""
+        by_x, by_y = self.mean_x - x, self.mean_y - y
         return Joint(
-            self.n, torch.zeros_like(x), torch.zeros_like(y),
-            self.xx + self.n * torch.outer(x, x), self.xy + self.n * torch.outer(x, y), self.yy + self.n * torch.outer(y, y),
+            self.n, x, y, self.xx + self.n * torch.outer(by_x, by_x), self.xy + self.n * torch.outer(by_x, by_y),
+            self.yy + self.n * torch.outer(by_y, by_y),
         )  # fmt: skip
+
+    def about_zero(self) -> Joint:
+        """For maps without an intercept."""
+        return self.about(torch.zeros_like(self.mean_x), torch.zeros_like(self.mean_y))

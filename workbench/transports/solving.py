@@ -81,16 +81,58 @@ def rotation(joint: Joint, *, scaled: bool) -> Float[Tensor, "dx dy"]:
     return u @ vt * (float(sizes.sum() / joint.xx.trace()) if scaled else 1.0)
 
 
+class Metric(NamedTuple):
+    """How differences of y are measured: W = root rootᵀ, and the way back, root inverse = 1 on what W spans."""
+
+    root: Float[Tensor, "dy k"]
+    inverse: Float[Tensor, "k dy"]
+
+    @classmethod
+    def whitening(cls, target: Spectrum) -> Metric:
+        """In which every direction of y varies alike: the inverse of its sums of products."""
+        return cls(target.vectors * target.values**-0.5, (target.vectors * target.values**0.5).T)
+
+    @classmethod
+    def of(cls, square: Float[Tensor, "dy dy"]) -> Metric:
+        """W itself, symmetric and not negative."""
+        own = Spectrum.of(square)
+        return cls(own.vectors * own.values**0.5, (own.vectors * own.values**-0.5).T)
+
+
+class Projections(NamedTuple):
+    """A map T of every rank r at once: T outof[:, :r] into[:r]."""
+
+    outof: Float[Tensor, "dy k"]
+    into: Float[Tensor, "k dy"]
+
+
+def best_projections(matrix: Float[Tensor, "dx dy"], joint: Joint, metric: Metric | None = None) -> Projections:
+    """Of least squares those of every rank that leave the smallest error in a metric: the principal directions of the
+    fitted values there (reduced-rank regression; Izenman 1975). With y whitened the canonical correlations are kept, largest
+    first.
+
+    Args:
+        metric: The plain one, if None.
+    """
+    if metric is None:
+        directions = _most_explained(matrix, joint.xx, joint.xy)
+        return Projections(directions, directions.T)
+    directions = _most_explained(matrix @ metric.root, joint.xx, joint.xy @ metric.root)
+    return Projections(metric.root @ directions, directions.T @ metric.inverse)
+
+
+def singular_projections(matrix: Float[Tensor, "dx dy"]) -> Projections:
+    """The matrix's own singular vectors, which know nothing of how x is spread: in variance never better than the best, as they
+    project the outputs too. They are here because published work takes them."""
+    vectors = torch.linalg.svd(matrix, full_matrices=False)[2]
+    return Projections(vectors.T, vectors)
+
+
 def truncated(
     matrix: Float[Tensor, "dx dy"], joint: Joint, rank: int, how: Truncation, target: Spectrum | None = None
 ) -> tuple[Float[Tensor, "dx r"], Float[Tensor, "r dy"]]:
-    """Factors of a map of lower rank.
-
-    `rrr`: the outputs are projected onto the directions of y in which the map explains most of its variance: of least squares
-    the principal directions of the fitted values (reduced-rank regression; Izenman 1975). `cca`: the same with y whitened, so
-    that of least squares the canonical correlations are kept, largest first. `svd`: the matrix's own singular vectors, which
-    know nothing of how x is spread: in variance never better than `rrr`, as it projects the outputs too; it is here because
-    published work does it.
+    """Factors of a map of lower rank: `rrr`, the best in plain squares; `cca`, the best with y whitened; `svd`, the matrix's
+    own singular vectors.
 
     Args:
         target: The spectrum of y, for `cca`.
@@ -101,15 +143,11 @@ def truncated(
     if not 0 <= rank <= min(matrix.shape):
         raise UnknownOption(f"rank={rank} is out of range: this map has 0 to {min(matrix.shape)}.")
     if how == "svd":
-        u, sizes, vt = torch.linalg.svd(matrix, full_matrices=False)
-        return u[:, :rank] * sizes[:rank], vt[:rank]
-    if how == "rrr":
-        directions = _most_explained(matrix, joint.xx, joint.xy)[:, :rank]
-        return matrix @ directions, directions.T
-    target = Spectrum.of(joint.yy) if target is None else target
-    whitened = matrix @ target.power(-0.5)
-    directions = _most_explained(whitened, joint.xx, joint.xy @ target.power(-0.5))[:, :rank]
-    return whitened @ directions, directions.T @ target.power(0.5)
+        found = singular_projections(matrix)
+    else:
+        metric = Metric.whitening(Spectrum.of(joint.yy) if target is None else target) if how == "cca" else None
+        found = best_projections(matrix, joint, metric)
+    return matrix @ found.outof[:, :rank], found.into[:rank]
 
 
 def _most_explained(matrix: Tensor, xx: Tensor, xy: Tensor) -> Tensor:

@@ -1,0 +1,167 @@
+"""Where a target's state was carried from: its own token before, or others, which same-token maps cannot see.
+
+Szablewski and Masiak 2025 (arXiv 2508.17540) pair a token's state with its own, earlier one, so that what attention brings from
+other tokens counts as computed. Here the state of another token is given to the map too, by several routes: the token that the
+blocks between attend to most, and the one before; and, as controls, an earlier one at random, and one of another document. What
+counts is what a route adds to the same token's own state. Tokens of a sink are no source: they are attended to by all, and say
+nothing of where anything came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from workbench.activations import MASSIVE
+from workbench.capturing import keeping
+from workbench.corpus.corpus import ORDINARY, Corpus
+from workbench.errors import TooFewTokens, UnknownOption
+from workbench.model import LanguageModel
+from workbench.moments.accumulator import Accumulator
+from workbench.moments.joint import Joint
+from workbench.moments.layout import Layout, Pair
+from workbench.moments.moments import Moments
+from workbench.sites import Site, state_number
+from workbench.streaming.batches import Tokens, batch_of, batched, tokens_of
+from workbench.transports.fit import Recipe
+from workbench.transports.prediction import Prediction
+
+Route = Literal["same", "attention", "previous", "random", "shuffled"]
+ROUTES: tuple[Route, ...] = get_args(Route)
+AT_ONCE = 1024
+"""Tokens whose patterns are in memory at once."""
+FOLDS = 2
+
+
+def route_rows(
+    model: LanguageModel, corpus: Corpus, pair: Pair, recipe: Recipe, *, tokens: int, seed: int, progress: bool
+) -> list[dict[str, Any]]:
+    """Held-out R² of the target from each route `alone`, `with_same` (beside the same token's own state), and what that is more
+    than with a state of another document (`above_shuffled`, which has as many numbers): a row a route, all on the same tokens.
+
+    Args:
+        tokens: Of the corpus, at most: so many have a source by every route.
+    Raises:
+        UnknownOption: for sites that are no states of the stream.
+        UnknownSite: if a block between has no pattern to be seen.
+        TooFewTokens: if a fold of documents has none.
+    """
+    ends = [state_number(site, model.n_layers) for site in pair[:2]]
+    if None in ends:
+        raise UnknownOption(f"Routes are followed between states of the stream; {pair} are other sites. Take states, as 4>8.")
+    first, last = ends[0] or 0, ends[1] or 0
+    widths: dict[str, int] = dict.fromkeys((*ROUTES, "target"), model.d_model)
+    pairs = [Pair(route, "target") for route in ROUTES] + [Pair("same", route) for route in ROUTES[1:]]
+    layout = Layout(widths, tuple(pairs), "two", FOLDS, FOLDS)
+    accumulator, left = Accumulator(layout, model.device, torch.float64), tokens
+    with tqdm(total=tokens, desc=f"routes {first}>{last}", unit="token", disable=not progress) as bar:
+        for values, document in _routed(model, corpus, pair, range(min(first, last), max(first, last)), seed):
+            accumulator.add(values, np.full(len(document), ORDINARY), document)
+            bar.update(len(document))
+            left -= len(document)
+            if left <= 0:
+                break
+    moments = Moments(layout, accumulator.sums().finished(torch.device("cpu")), {})
+    if not bool((moments.sums.n.sum(0) > 0).all()):
+        raise TooFewTokens("Routes need tokens with an ordinary one before them, in documents of both folds. Take more text.")
+    own = _held_out(moments, ["same"], recipe)
+    scores = {route: (_held_out(moments, [route], recipe), _held_out(moments, ["same", route], recipe)) for route in ROUTES[1:]}
+    shuffled, n = scores["shuffled"][1], int(moments.sums.n.sum())
+    return [
+        {"route": route, "n": n, "alone": alone, "with_same": both, "above_shuffled": both - shuffled}
+        for route, (alone, both) in {"same": (own, own), **scores}.items()
+    ]
+
+
+@torch.no_grad()
+def _routed(
+    model: LanguageModel, corpus: Corpus, pair: Pair, blocks: range, seed: int
+) -> Iterator[tuple[dict[str, Tensor], np.ndarray]]:
+    """Rows of sources and targets of each batch, with the document of each."""
+    source, target = (Site.parse(site, model.n_layers) for site in pair[:2])
+    patterns = [Site("pattern", layer) for layer in blocks]
+    special = np.array(sorted(model.tokenizer.all_special_ids), np.int32)
+    random, donors, usual = np.random.default_rng(seed), None, None
+    for rows in batched(corpus.rows(model), AT_ONCE):
+        known = tokens_of(rows, special)
+        with keeping(model, [source, target, *patterns], select=_averaged) as kept:
+            batch = batch_of(rows, model)
+            model.forward(batch)
+        x, y = (kept[site][batch.mask] for site in (source, target))
+        size = torch.stack([one.float().norm(dim=1) for one in (x, y)], 1).cpu().numpy()
+        ordinary = known.stratum == ORDINARY
+        if usual is None and ordinary.any():
+            usual = np.median(size[ordinary], axis=0)
+        ordinary &= True if usual is None else (size <= MASSIVE * usual).all(1)
+        pattern = torch.stack([kept[site].float() for site in patterns]).sum(0).cpu().numpy()
+        at, sources = _sources(known, ordinary, [len(row) for row in rows], pattern, random)
+        if not len(at):
+            continue
+        own = x[torch.from_numpy(at).to(x.device)]
+        from_others = own.roll(len(at) // 2, 0) if donors is None else donors
+        donors = own
+        drawn = torch.from_numpy(random.integers(len(from_others), size=len(at))).to(x.device)
+        values = {"same": own, "shuffled": from_others[drawn], "target": y[torch.from_numpy(at).to(y.device)]}
+        values |= {route: x[torch.from_numpy(index).to(x.device)] for route, index in sources.items()}
+        yield values, known.document[at]
+
+
+def _averaged(place: Any, value: Tensor) -> Tensor:
+    return value.float().mean(1) if isinstance(place, Site) and place.name == "pattern" else value
+
+
+def _sources(
+    known: Tokens, ordinary: np.ndarray, lengths: list[int], pattern: np.ndarray, random: np.random.Generator
+) -> tuple[np.ndarray, dict[Route, np.ndarray]]:
+    """Which tokens have a source by every route, and where each of these stands; indices into the real tokens of the batch."""
+    at: list[np.ndarray] = []
+    found: dict[Route, list[np.ndarray]] = {"attention": [], "previous": [], "random": []}
+    start = 0
+    for row, length in enumerate(lengths):
+        own = slice(start, start + length)
+        fine, document = ordinary[own], known.document[own]
+        allowed = np.tri(length, k=-1, dtype=bool) & fine & (document[:, None] == document)
+        before = np.zeros(length, bool)
+        before[1:] = fine[:-1] & (document[1:] == document[:-1])
+        chosen = np.flatnonzero(fine & before)
+        weights: dict[Route, np.ndarray] = {
+            "attention": pattern[row, :length, :length],
+            "random": random.random((length, length)),
+        }
+        for route, weight in weights.items():
+            found[route].append(start + np.where(allowed, weight, -1.0).argmax(1)[chosen])
+        found["previous"].append(start + chosen - 1)
+        at.append(start + chosen)
+        start += length
+    return np.concatenate(at), {route: np.concatenate(index) for route, index in found.items()}
+
+
+def _held_out(moments: Moments, sources: list[Route], recipe: Recipe) -> float:
+    """R² of each fold by the map of the other."""
+    joints = [_joined(moments, sources, fold) for fold in range(FOLDS)]
+    total: Prediction | None = None
+    for inside, outside in (joints, joints[::-1]):
+        fitted = recipe.fit(inside)
+        one = Prediction.of(outside, fitted.matrix, fitted.bias)
+        total = one if total is None else total.plus(one)
+    assert total is not None
+    return total.r2()
+
+
+def _joined(moments: Moments, sources: list[Route], fold: int) -> Joint:
+    """Of the states of several sources side by side, the first `same`, and the target."""
+    parts = [moments.joint(Pair(source, "target"), "ordinary", [fold]) for source in sources]
+    if len(parts) == 1:
+        return parts[0]
+    first, second = parts
+    crossed = moments.joint(Pair(sources[0], sources[1]), "ordinary", [fold]).xy
+    return Joint(
+        first.n, torch.cat([first.mean_x, second.mean_x]), first.mean_y,
+        torch.cat([torch.cat([first.xx, crossed], 1), torch.cat([crossed.T, second.xx], 1)]),
+        torch.cat([first.xy, second.xy]), first.yy,
+    )  # fmt: skip

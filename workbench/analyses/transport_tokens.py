@@ -1,0 +1,143 @@
+"""A second pass over the corpus, with the maps at hand: scores on the tokens where a direction is active, and intervals.
+
+Tokens where a direction is active are those that lie more than two standard deviations (`ACTIVE`) above its mean: what a
+feature of a dictionary would call its own. Scores there suffer from the narrower range, and say nothing of false alarms: they
+stand beside those of all tokens, and with `f1`, of telling active tokens by the prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.analyses.transport_directions import Chosen
+from workbench.analyses.transport_pairs import Split
+from workbench.corpus.corpus import ORDINARY
+from workbench.moments.layout import Layout, Pair
+from workbench.moments.moments import Moments, Strata
+from workbench.streaming.token_batch import TokenBatch
+from workbench.transports.prediction import Along
+
+ACTIVE = 2.0
+FEWEST = 30
+"""Active tokens, in two documents or more, below which a direction is not scored on them."""
+GROUPS = 60
+"""Of documents, for intervals, to each fold: those of a group are drawn together, so that memory does not grow with them."""
+DRAWS = 1000
+
+
+@dataclass(eq=False)
+class TokenScores:
+    """Sums over the tokens of one pair, group of documents by group."""
+
+    pair: Pair
+    chosen: Chosen
+    splits: Sequence[Split]
+    layout: Layout
+    strata: Strata
+    mean: Tensor
+    """Of the target, from which all is counted."""
+    threshold: Tensor
+    """`[direction]`, above the mean."""
+    sums: Tensor = field(init=False)
+    """`[fold, group, all tokens and active ones, direction, (1, a, â, a², â², aâ)]`."""
+    told: Tensor = field(init=False)
+    """`[direction, (active and told, told)]`."""
+    whole: Tensor = field(init=False)
+    """`[fold, group, (1, |y - ŷ|², |y|²)]`; y counted from the mean."""
+    total: Tensor = field(init=False)
+    """`[fold, group, width]`: of y."""
+
+    def __post_init__(self) -> None:
+        cells, f = (len(self.splits), GROUPS), len(self.chosen.rows)
+        self.sums = torch.zeros(*cells, 2, f, 6, dtype=torch.float64)
+        self.told = torch.zeros(f, 2, dtype=torch.float64)
+        self.whole = torch.zeros(*cells, 3, dtype=torch.float64)
+        self.total = torch.zeros(*cells, len(self.mean), dtype=torch.float64)
+
+    @classmethod
+    def of(cls, moments: Moments, strata: Strata, pair: Pair, chosen: Chosen, splits: Sequence[Split]) -> TokenScores:
+        spread = moments.spread(pair.target, strata)
+        rows = chosen.rows.to(spread.xx)
+        deviation = (((rows @ spread.xx) * rows).sum(1) / max(spread.n, 1)).clamp_min(0).sqrt()
+        return cls(pair, chosen, splits, moments.layout, strata, spread.mean.cpu(), ACTIVE * deviation.cpu())
+
+    def __call__(self, batch: TokenBatch) -> None:
+        """Add the tokens of a batch."""
+        ordinary, document = batch.tokens.stratum == ORDINARY, batch.tokens.document
+        wanted = {"all": np.ones_like(ordinary), "ordinary": ordinary, "rest": ~ordinary}[self.strata]
+        folds = self.layout.cross_fold(document % self.layout.folds)
+        x, y = (batch[site].flatten(1) for site in self.pair[:2])
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        device = x.device
+        rows, mean, threshold = (one.to(device, dtype) for one in (self.chosen.rows, self.mean, self.threshold))
+        for index, one in enumerate(self.splits):
+            at = np.flatnonzero(wanted & (folds == one.fold))
+            if not len(at):
+                continue
+            here = torch.from_numpy(at).to(device)
+            group = torch.from_numpy(document[at] // self.layout.folds % GROUPS).long()
+            target = y[here].to(dtype) - mean
+            predicted = x[here].to(dtype) @ one.fitted.matrix.to(device, dtype) + (one.fitted.bias.to(device, dtype) - mean)
+            self._add_whole(index, group, target, predicted)
+            a, b = (target @ rows.T).double().cpu(), (predicted @ rows.T).double().cpu()
+            products = torch.stack([torch.ones_like(a), a, b, a * a, b * b, a * b], -1)
+            active, told = a > threshold.double().cpu(), b > threshold.double().cpu()
+            self.sums[index, :, 0].index_add_(0, group, products)
+            self.sums[index, :, 1].index_add_(0, group, products * active[..., None])
+            self.told += torch.stack([(active & told).sum(0), told.sum(0)], -1)
+
+    def _add_whole(self, fold: int, group: Tensor, target: Tensor, predicted: Tensor) -> None:
+        squares = torch.stack([(target - predicted).square().sum(1), target.square().sum(1)], 1).double().cpu()
+        self.whole[fold].index_add_(0, group, torch.cat([torch.ones(len(group), 1, dtype=torch.float64), squares], 1))
+        self.total[fold].index_add_(0, group, target.double().cpu())
+
+    def interval(self, seed: int) -> tuple[float, float]:
+        """95 % of the held-out R² over draws of documents."""
+        found = [self._whole_r2(drawn) for drawn in self._draws(seed, 100)]
+        low, high = np.nanquantile(torch.cat(found).numpy(), [0.025, 0.975])
+        return float(low), float(high)
+
+    def columns(self, seed: int) -> dict[str, list[Any]]:
+        """What the second pass adds to the rows of directions: low and high (95 % over documents), and of active tokens n, the
+        share of their squares about the mean of all that is explained, R² (about their own mean), correlation, slope, f1, and
+        why they were not scored, if they were not."""
+        drawn = [Along.of_sums(torch.einsum("dfg,fg...->fd...", own, self.sums[:, :, 0])).r2 for own in self._draws(seed, 50)]
+        low, high = np.nanquantile(torch.cat(drawn).numpy(), [0.025, 0.975], axis=0)
+        of_active = self.sums[:, :, 1]
+        active, n = Along.of_sums(of_active.sum(1)), of_active[..., 0].sum((0, 1))
+        groups = (of_active[..., 0] > 0).sum((0, 1))
+        enough = (n >= FEWEST) & (groups >= 2)
+        f1 = 2 * self.told[:, 0] / (n + self.told[:, 1]).clamp_min(1)
+        notes = [
+            "" if fine else f"{int(tokens)} active tokens in {int(texts)} groups of documents; {FEWEST} in 2 are needed"
+            for fine, tokens, texts in zip(enough.tolist(), n.tolist(), groups.tolist(), strict=True)
+        ]
+        error, squares = active.error, of_active[..., 3].sum((0, 1))
+        scored = {
+            name: torch.where(enough, values, torch.nan).tolist()
+            for name, values in (
+                ("active_explained", 1 - error / squares), ("active_r2", active.r2),
+                ("active_correlation", active.correlation), ("active_slope", active.slope), ("f1", f1),
+            )
+        }  # fmt: skip
+        return {"low": low.tolist(), "high": high.tolist(), "active_n": n.long().tolist(), **scored, "note": notes}
+
+    def _draws(self, seed: int, at_once: int):
+        """How often each group of documents is in each draw, `[draws, fold, group]`, some draws at once: groups that hold
+        tokens are drawn with replacement."""
+        random = np.random.default_rng(seed)
+        there = (self.whole[..., 0] > 0).flatten().numpy()
+        for start in range(0, DRAWS, at_once):
+            counts = random.multinomial(there.sum(), there / there.sum(), min(at_once, DRAWS - start))
+            yield torch.from_numpy(counts).double().view(-1, *self.whole.shape[:2])
+
+    def _whole_r2(self, drawn: Tensor) -> Tensor:
+        n, error, squares = torch.einsum("dfg,fgk->dfk", drawn, self.whole).unbind(-1)
+        total = torch.einsum("dfg,fgw->dfw", drawn, self.total)
+        return 1 - error.sum(1) / (squares - total.square().sum(-1) / n.clamp_min(1)).sum(1)
