@@ -56,8 +56,9 @@ class TransportScores(Result):
 
     - in_sample, adjusted, held_out, null (shuffled documents): R², variance-weighted; low, high: 95 % of held_out over
       documents;
-    - whitened_in_sample, whitened_held_out, whitened_null: R² with the target whitened; ceiling_in_sample, ceiling: what no map
-      can exceed there, on the rows of the fit and on others; efficiency: whitened_held_out / ceiling;
+    - whitened_in_sample, whitened_held_out, whitened_null: R² with the target whitened; ceiling_in_sample, as published: what
+      no map can exceed on the rows of the fit; ceiling: what the map's canonical directions explain of other documents, with
+      the best slopes there; efficiency: whitened_held_out / ceiling;
     - fisher, readers (and _null): R² weighed by what the output, or the next block, depends on;
     - size_published, size_null: the participation ratio of canonical correlations, and of those of shuffled documents; size: of
       those alone that exceed, on rows they were not fitted on, every shuffled one (null_edge); correlations_above_null: how

@@ -91,7 +91,7 @@ def pair_row(
         row |= {"null": null.prediction.r2(), "whitened_null": null.prediction.r2(white)}
         row |= {f"{name}_null": null.prediction.r2(metric.root) for name, metric in weights.items()}
         shuffled = correlations(fitting.joint(pair, shuffled=True), *spectra)
-        edge = float(canonical_outside(fitting, pair, null)[0].max())
+        edge = float(canonical_outside(fitting, pair, real, null)[0].max())
         row |= {
             "size_null": participation(shuffled), "size": participation(outside[outside > edge]),
             "correlations_above_null": int((outside > edge).sum()), "null_edge": edge,
@@ -102,14 +102,21 @@ def pair_row(
     }  # fmt: skip
 
 
-def canonical_outside(fitting: Fitting, pair: Pair, held: HeldOut) -> tuple[Tensor, Tensor]:
+def canonical_outside(fitting: Fitting, pair: Pair, real: HeldOut, null: HeldOut | None = None) -> tuple[Tensor, Tensor]:
     """Canonical correlations on rows that their directions were not fitted on, and shares of y's whitened squares there: means
-    over folds, in the order of the fits. y is whitened by all rows, as for every whitened score."""
+    over folds, in the order of the fits.
+
+    x is shrunk by the map's own strength: its predictions then lie along these very directions, and no slopes along them could
+    explain more. y is whitened by all rows, as for every whitened score.
+
+    Args:
+        null: Take these rows, with the strengths of the real ones.
+    """
     found = []
-    for one in held.splits:
+    for one, rows in zip(real.splits, (null or real).splits, strict=True):
         others = [other for other in fitting.folds if other != one.fold]
-        own = Canonical.of(one.inside, fitting.spectrum(pair.source, others), fitting.spectrum(pair.target))
-        found.append(own.on(one.outside))
+        source = fitting.spectrum(pair.source, others).shrunk(one.fitted.strength)
+        found.append(Canonical.of(rows.inside, source, fitting.spectrum(pair.target)).on(rows.outside))
     shortest = min(len(one) for one, _ in found)
     outside, shares = (torch.stack([one[i][:shortest] for one in found]).mean(0) for i in (0, 1))
     return outside, shares

@@ -32,8 +32,9 @@ def paragraph(result: TransportScores) -> str:
     if found:
         sentences.append(f"Weighed {' and '.join(found)}.")
     sentences.append(
-        f"With every canonical direction counted alike it is {_middle(table['whitened_held_out'])}; no map could have more "
-        f"than {_middle(table['ceiling'])} on other documents (in sample, as published: {_middle(table['ceiling_in_sample'])})."
+        f"With every canonical direction counted alike it is {_middle(table['whitened_held_out'])}; with the best slopes along "
+        f"them it would be {_middle(table['ceiling'])} (the ceiling as published, in sample: "
+        f"{_middle(table['ceiling_in_sample'])})."
     )
     if "size" in table:
         sentences.append(

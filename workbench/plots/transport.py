@@ -15,12 +15,7 @@ if TYPE_CHECKING:
 KINDS = {"principal": "#2a6fbb", "unembedding": "#c8702a", "neurons": "#3a8f5c", "random": "#9a9a9a"}
 OTHER = "#8f3a6b"
 SYMBOLS = {"carried": "circle", "mixed": "diamond", "made": "x", "constant": "line-ns"}
-METRICS = {
-    "frobenius": "variance",
-    "whitened": "whitened",
-    "fisher": "what the output depends on",
-    "readers": "what is read next",
-}
+METRICS = {"frobenius": "variance", "whitened": "whitened", "fisher": "output (Fisher)", "readers": "next block reads"}
 HOVERED = ("held_out", "null", "efficiency", "size", "fisher", "readers")
 
 
@@ -34,16 +29,17 @@ def plot_matrix(result: TransportScores, column: str) -> go.Figure:
     pairs = np.array([[f"{source}>{target}" for target in square.columns] for source in square.index], dtype=object)
     told = np.dstack([pairs, *(values.to_numpy().astype(object) for values in others.values())])
     lines = "<br>".join(f"{name} %{{customdata[{i}]:.3f}}" for i, name in enumerate(others, 1))
+    named = column.replace("_", " ")
     share = bool(np.nanmax(square.to_numpy()) <= 1.0)
     figure = go.Figure(
         go.Heatmap(  # pyright: ignore[reportAttributeAccessIssue]
             z=square.to_numpy(), x=square.columns, y=square.index, customdata=told, colorscale="Viridis",
-            zmin=0 if share else None, zmax=1 if share else None, colorbar={"title": column.replace("_", " ")},
+            zmin=0 if share else None, zmax=1 if share else None, colorbar={"title": "R²" if column == "held_out" else named},
             hovertemplate=f"%{{customdata[0]}}<br>{lines}<extra></extra>", hoverongaps=False,
         )
     )  # fmt: skip
     figure.update_layout(
-        title=f"What is carried between states of {plain(result.settings['model'])}, {column.replace('_', ' ')}",
+        title=f"What is carried between the states of {plain(result.settings['model'])}? {named}",
         template="plotly_white", width=760, height=680, xaxis={"title": "to state", "constrain": "domain"},
         yaxis={"title": "from state", "scaleanchor": "x", "autorange": "reversed", "constrain": "domain"},
     )  # fmt: skip
@@ -66,7 +62,7 @@ def plot_curves(result: TransportScores, curves: pd.DataFrame) -> go.Figure:
         ("best", "held_out", "best truncation, held out", "#2a6fbb", "solid"),
         ("published", "held_out", "published truncation, held out", "#c8702a", "solid"),
         ("best", "null", "shuffled documents", "#9a9a9a", "dash"),
-        ("best", "ceiling", "ceiling on other documents", "#3a8f5c", "dash"),
+        ("best", "ceiling", "ceiling on other documents, best slopes", "#3a8f5c", "dash"),
         ("best", "ceiling_in_sample", "ceiling as published, in sample", "#3a8f5c", "dot"),
     )
     shown: set[str] = set()
@@ -88,7 +84,7 @@ def plot_curves(result: TransportScores, curves: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(title_text="R²", col=1)
     figure.update_layout(
         title=f"How many dimensions carry it? {plain(result.settings['model'])}", template="plotly_white",
-        height=150 + 210 * len(metrics), legend={"orientation": "h", "y": -0.22 / len(metrics) - 0.04},
+        height=190 + 210 * len(metrics), margin={"t": 160}, legend={"orientation": "h", "y": 1.05, "yanchor": "bottom"},
     )  # fmt: skip
     return figure
 
@@ -114,7 +110,7 @@ def plot_decay(result: TransportScores) -> go.Figure:
             )  # fmt: skip
     figure.update_layout(
         title=f"How far is it carried? {plain(result.settings['model'])}: a line a source, dark ones early states",
-        template="plotly_white", height=460, xaxis_title="blocks between", yaxis_title="variance explained (R²)",
+        template="plotly_white", height=460, xaxis_title="distance, in blocks", yaxis_title="variance explained (R²)",
     )  # fmt: skip
     return figure
 

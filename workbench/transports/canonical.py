@@ -32,8 +32,8 @@ class Canonical(NamedTuple):
         square: half the time, and correlations below 1e-8 are as good as none.
 
         Args:
-            source, target: Spectra by which x and y are whitened, of these rows (or of more of them: then correlations are
-                those of the fit only as nearly as the spectra are); what they leave out counts as not varying.
+            source, target: Spectra by which x and y are whitened, of these rows (of other or shrunk ones the numbers are no
+                correlations, but the directions are what they are); what they leave out counts as not varying.
         """
         white_x, white_y = (own.vectors * own.values**-0.5 for own in (source, target))
         crossed = white_x.T @ joint.xy @ white_y

@@ -48,6 +48,10 @@ class Spectrum(NamedTuple):
         """Degrees of freedom that ridge of this strength spends on each coordinate of the target."""
         return float((self.values / (self.values + strength)).sum())
 
+    def shrunk(self, strength: float) -> Spectrum:
+        """Of xx + strength · 1, on what it spans."""
+        return self._replace(values=self.values + strength)
+
     def power(self, exponent: float) -> Float[Tensor, "d d"]:
         """The symmetric matrix to that power, on what it spans."""
         return (self.vectors * self.values**exponent) @ self.vectors.T
