@@ -406,3 +406,33 @@ def test_linearity_shows_writes_and_answers_in_json(model, tmp_path):
     one_line(
         command("linearity", "--model", model, "--corpus", texts, "--out", tmp_path, "--max-tokens", 90), 2, "kind='ridge'"
     )
+
+
+def test_transport_shows_writes_and_answers_in_json(model, tmp_path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n\n".join(" ".join(f"word{(i * 7 + j * j) % 97}" for j in range(12)) for i in range(30)))
+    out = ("--out", tmp_path / "out")
+    done = command(
+        "transport", "--model", model, "--corpus", texts, *out, "--pairs", "1>2,0>3", "--directions", "principal:3",
+        "--directions", "random:3", "--routes", 200, "--damage", 100, "--fisher-tokens", 50,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "2 pairs of" in done.stdout
+    assert "restores" in done.stdout
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "curves.html", "curves.parquet", "damage.parquet", "decay.html", "directions.html", "directions.parquet",
+        "routes.parquet", "run.json", "transport.html", "transport.parquet",
+    ]  # fmt: skip
+    found = wb.TransportScores.load(tmp_path / "out")
+    assert found.directions is not None
+    assert len(found.directions) == 12
+    done = command("transport", "--model", model, "--corpus", texts, *out, "--no-closely", "--weigh", "none", "--json")
+    answer = json.loads(done.stdout)
+    assert len(answer["transport"]) == 6
+    assert answer["curves"] is None
+    assert not list((tmp_path / "out").glob("curves.*")), "nothing of the run before is left"
+    own = {(row["from"], row["to"]): row["held_out"] for row in answer["transport"]}
+    assert own[1, 2] == pytest.approx(found.table["held_out"][1], abs=1e-6)
+    one_line(command("transport", "--model", model, "--corpus", texts, *out, "--pairs", "2>1"), 2, "ends before it begins")
+    wrong = ("--pairs", "1>2", "--directions", "principal:many")
+    one_line(command("transport", "--model", model, "--corpus", texts, *out, *wrong), 2, "principal:32")

@@ -155,6 +155,7 @@ class _Keeper(NamedTuple):
     def __call__(self, value: Tensor) -> Tensor:
         if self.gradients:
             value = value.clone()  # a tensor of its own in the graph: a view beside it would have no gradient
+            value.requires_grad_()  # also where all weights are frozen
         self.kept[self.place] = value if self.select is None else self.select(self.place, value)
         if len(self.kept) == self.last:
             raise _Complete

@@ -160,11 +160,12 @@ def _layout(
     wanted = list(dict.fromkeys(wanted))
     used = dict.fromkeys([*named, *(site for pair in wanted for site in pair[:2])])
     ordered = sorted((Site.parse(site, n) for site in used), key=lambda site: depth(site, n))
-    return Layout({str(site): _width(model, site) for site in ordered}, tuple(wanted), detail, folds, cross_folds)
+    return Layout({str(site): site_width(model, site) for site in ordered}, tuple(wanted), detail, folds, cross_folds)
 
 
-def _width(model: LanguageModel, site: Site) -> int:
-    """
+def site_width(model: LanguageModel, site: Site) -> int:
+    """Numbers a token at a site, heads side by side.
+
     Raises:
         UnknownSite: if its tensors are no rows of tokens.
     """

@@ -10,6 +10,7 @@ loses beside ablations that are not zeros (`transport_damage`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -17,23 +18,24 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import torch
 from tqdm.auto import tqdm
 
-from workbench.analyses.transport_damage import damage_rows, first_split
+from workbench.analyses.transport_damage import Standing, damage_rows, require_writable
 from workbench.analyses.transport_directions import Asked, choose, direction_rows
 from workbench.analyses.transport_metrics import FISHER_TOKENS, fisher, readers
 from workbench.analyses.transport_pairs import curve_rows, held_out, pair_row
-from workbench.analyses.transport_routes import route_rows
+from workbench.analyses.transport_routes import require_states, route_rows
 from workbench.analyses.transport_tokens import TokenScores
 from workbench.artifacts import read_tables, write_tables
-from workbench.collecting import Pairs, collect_moments
+from workbench.collecting import collect_moments, site_width
 from workbench.corpus.corpus import Corpus
 from workbench.errors import TooFewTokens, UnknownOption, require_one_of
 from workbench.model import LanguageModel
-from workbench.moments.layout import Pair
-from workbench.moments.moments import Moments, Strata
+from workbench.moments.layout import Pair, pairs_between
+from workbench.moments.moments import Spread, Strata
 from workbench.results import Result
-from workbench.sites import Site, depth, parse_pair, state_number
+from workbench.sites import Site, depth, parse_pair, state, state_number
 from workbench.streaming.stream import stream
 from workbench.transports.fit import Fitting, Recipe
 from workbench.transports.solving import Metric
@@ -44,10 +46,10 @@ if TYPE_CHECKING:
 
 KIND = "transport"
 TABLES = ("transport", "curves", "directions", "routes", "damage")
+PICTURES = ("transport", "decay", "curves", "directions")
 CLOSELY = 16
 """Pairs that are looked at closely (curves, directions, intervals), if it was not said whether to."""
-DIRECTIONS: tuple[str, ...] = ("principal:32", "unembedding:32", "neurons:32", "random:32")
-Weight = Literal["fisher", "readers"]
+WEIGHTS = ("fisher", "readers")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -55,7 +57,7 @@ class TransportScores(Result):
     """`table` has a row a pair and strata: source, target, from, to (states, if they are any), distance, strata, n, and
 
     - in_sample, adjusted, held_out, null (shuffled documents): R², variance-weighted; low, high: 95 % of held_out over
-      documents;
+      documents (of the first strata; nan with fewer than 5 groups of documents in a fold);
     - whitened_in_sample, whitened_held_out, whitened_null: R² with the target whitened; ceiling_in_sample, as published: what
       no map can exceed on the rows of the fit; ceiling: what the map's canonical directions explain of other documents, with
       the best slopes there; efficiency: whitened_held_out / ceiling;
@@ -86,11 +88,12 @@ class TransportScores(Result):
         return table.pivot(index="from", columns="to", values=column)
 
     def decay(self, strata: Strata | None = None) -> pd.DataFrame:
-        """Scores by distance, mean over pairs: columns distance, pairs, held_out, null, efficiency, size."""
+        """Scores by distance, medians over pairs: columns distance, pairs, held_out, null, efficiency, fisher, readers,
+        size."""
         table = self._of(strata)
         wanted = [name for name in ("held_out", "null", "efficiency", "fisher", "readers", "size") if name in table]
         groups = table.groupby("distance")
-        return groups[wanted].mean().assign(pairs=groups.size()).reset_index()
+        return groups[wanted].median().assign(pairs=groups.size()).reset_index()
 
     def plot(self, column: str = "held_out") -> go.Figure:
         """Pairs of states as a heatmap: under the cursor, and in `customdata`, the pair as `4>8` and its other scores.
@@ -131,10 +134,9 @@ class TransportScores(Result):
     def figures(self) -> dict[str, go.Figure]:
         """All pictures that this result has, by name."""
         of_states = not self.table["from"].isna().any()
-        found = {"transport": self.plot(), "decay": self.plot_decay()} if of_states else {}
-        if self.settings["closely"]:
-            found |= {"curves": self.plot_curves(), "directions": self.plot_directions()}
-        return found
+        makers = (self.plot, self.plot_decay, self.plot_curves, self.plot_directions)
+        there = (of_states, of_states, self.curves is not None, self.directions is not None)
+        return {name: make() for name, make, wanted in zip(PICTURES, makers, there, strict=True) if wanted}
 
     def paragraph(self) -> str:
         """What the numbers mean, in words."""
@@ -192,14 +194,14 @@ class TransportScores(Result):
 def transport(
     model: LanguageModel,
     corpus: Corpus | Any,
-    pairs: Pairs | Sequence[str] = "all",
+    pairs: str | Sequence[str] = "all",
     *,
     kind: Literal["ols", "ridge"] = "ridge",
     strata: Sequence[Strata] = ("ordinary",),
     null: bool = True,
-    weigh: Sequence[Weight] = ("fisher", "readers"),
+    weigh: Sequence[str] = WEIGHTS,
     closely: bool | None = None,
-    directions: Sequence[Asked] = DIRECTIONS,
+    directions: Asked | Sequence[Asked] | None = None,
     routes: int = 0,
     damage: int = 0,
     one_in: int = 1,
@@ -215,22 +217,22 @@ def transport(
     Documents with an even ordinal are one fold and those with an odd one the other; each is predicted by the map of the other.
 
     Args:
-        pairs: `all` states with every later one, `adjacent`, `last`, or a list of pairs as `parse_pair` reads them.
+        pairs: `all` states with every later one, `adjacent`, `last`, or one or several pairs as `parse_pair` reads them.
         kind: `ridge`, its strength by generalised cross-validation inside the fold, or `ols`.
-        strata: Which tokens to fit and score on, one after the other: `ordinary`, `all`, `rest`. Directions, routes and damage
-            are of the first.
+        strata: Which tokens to fit and score on, one after the other: `ordinary`, `all`, `rest`. Directions, intervals, and the
+            maps whose damage is measured, are of the first; routes and the Fisher matrix always of ordinary tokens.
         null: Also score targets of other documents: half of the sums' cost, and what sizes and verdicts need.
-        weigh: Also weigh R² by the `fisher` matrix of the output, and by what the next block's `readers` read (sites of the
-            stream).
+        weigh: Also weigh R² by the `fisher` matrix of the output, by what the next block's `readers` read, or those of another
+            block, `readers@20` (targets that are states).
         closely: Also curves over ranks, single directions, and intervals (a second pass over the corpus); if None, of 16 pairs
             or fewer.
         directions: Which: `principal:32`, `unembedding:32` (tokens drawn at random) or `unembedding: Paris`, `neurons:32`
-            (write rows of the block that ends in the target) or `neurons@12:32`, `random:32`; a .safetensors or .npy file;
-            vectors.
+            (write rows of the last MLP before the target) or `neurons@12:32`, `random:32`; a .safetensors or .npy file;
+            vectors. If None, 32 of each kind that the target has.
         routes: Also follow other tokens as sources, on so many tokens (pairs of states).
-        damage: Also replace the target by what is carried there, and by ablations, and measure the loss on so many held-out
-            tokens.
-        one_in: For `damage`: of the positions from the fifth on, every so-manieth is replaced.
+        damage: Also replace the target, from the fifth position on, by what is carried there, and by ablations, and measure the
+            loss on so many held-out tokens.
+        one_in: For `damage`: of these positions, every so-manieth is replaced.
         any_order: Allow pairs whose source comes after its target: how much of a state can be read off a later one.
         fisher_tokens: Tokens whose gradients make the Fisher matrix.
         batch_tokens, massive_at: As in `stream`.
@@ -238,25 +240,32 @@ def transport(
     Raises:
         UnknownOption: for a pair that ends before it begins, unless `any_order`; directions of another width than the target.
         TooFewTokens: if a fold has no token, or too few for `ols`.
-        OutOfMemory, UnknownSite, LayerOutOfRange, BadCorpus, NotFinite: as `collect_moments`.
+        OutOfMemory, UnknownSite, ReadOnlySite, LayerOutOfRange, BadCorpus, NotFinite: as `collect_moments`, and for what cannot
+            be replaced, or followed. All that can be is refused before anything is run.
     """
     import pandas as pd
 
-    _require_options(kind, strata, weigh, routes, damage, one_in)
     corpus = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
-    if not isinstance(pairs, str) and not any_order:
-        _require_forward([parse_pair(one, model.n_layers) for one in pairs if ">" in one], model)
-    named: Any = "states" if isinstance(pairs, str) or any(">" not in one for one in pairs) else []
+    asked = [pairs] if isinstance(pairs, str) else list(pairs)
+    wanted: list[Any] | None = None
+    if directions is not None:
+        wanted = list(directions) if isinstance(directions, (list, tuple)) else [directions]
+    strata = list(dict.fromkeys(strata))
+    _require_options(kind, strata, weigh, routes, damage, one_in)
+    pair_list = _pairs(model, asked, any_order=any_order)
+    closely = len(pair_list) <= CLOSELY if closely is None else closely
+    _require_possible(model, pair_list, wanted if closely else [], routes, damage)
+    weights = _weights(model, corpus, pair_list, weigh, fisher_tokens, seed)
     common: dict[str, Any] = {"batch_tokens": batch_tokens, "massive_at": massive_at, "progress": progress}
     moments = collect_moments(
-        model, corpus, named, pairs, null=null, detail="two", folds=2, device=model.device, seed=seed, **common
-    )
+        model, corpus, [], [str(pair) for pair in pair_list], null=null, detail="two", folds=2, device=model.device, seed=seed,
+        **common,
+    )  # fmt: skip
     order = list(moments.layout.widths)
     chosen = sorted(moments.pairs, key=lambda pair: (order.index(pair.source), order.index(pair.target)))
-    closely = len(chosen) <= CLOSELY if closely is None else closely
-    weights = _weights(model, corpus, moments, chosen, weigh, strata[0], fisher_tokens, seed)
     recipe, rows, curves = Recipe(kind), [], []
-    looked: list[tuple[Pair, list[dict[str, Any]], TokenScores]] = []
+    looked: list[tuple[list[dict[str, Any]], TokenScores]] = []
+    standing: list[Standing] = []
     for one in strata:
         fitting = Fitting(moments, one)
         _require_two_folds(fitting)
@@ -265,18 +274,19 @@ def transport(
             shuffled = held_out(fitting, recipe, pair, shuffled=True) if moments.has_null(pair) else None
             about = _about(pair, model) | {"strata": one}
             rows.append(about | pair_row(fitting, recipe, pair, real, shuffled, weights.get(pair.target, {})))
+            if damage and one == strata[0]:
+                standing.append(Standing.of(pair, real.splits))
             if not closely:
                 continue
             curves += [about | row for row in curve_rows(fitting, pair, real, shuffled, weights.get(pair.target, {}))]
             if one == strata[0]:
-                wanted = choose(model, pair.target, moments.spread(pair.target, one), directions, seed)
-                found = direction_rows(wanted, real.prediction, None if shuffled is None else shuffled.prediction, seed)
-                tokens = TokenScores.of(moments, one, pair, wanted, real.splits)
-                looked.append((pair, [about | row for row in found], tokens))
+                own = choose(model, pair.target, moments.spread(pair.target, one), wanted, seed)
+                found = direction_rows(own, real.prediction, None if shuffled is None else shuffled.prediction, seed)
+                looked.append(([about | row for row in found], TokenScores.of(moments, one, pair, own, real.splits)))
     settings = moments.settings | {
-        "d_model": model.d_model, "fit": kind, "strata": list(strata), "null": null, "weigh": list(weigh), "closely": closely,
-        "directions": [one if isinstance(one, str) else type(one).__name__ for one in directions] if closely else None,
-        "routes": routes, "damage": damage, "one_in": one_in, "fisher_tokens": fisher_tokens if "fisher" in weigh else None,
+        "d_model": model.d_model, "fit": kind, "strata": strata, "null": null, "weigh": list(weigh), "closely": closely,
+        "directions": None if wanted is None else [_told(one) for one in wanted], "routes": routes, "damage": damage,
+        "one_in": one_in, "fisher_tokens": fisher_tokens if "fisher" in weigh else None,
         "unshuffled": moments.unshuffled if null else None, "pairs": len(chosen),
     }  # fmt: skip
     table = pd.DataFrame(rows)
@@ -286,10 +296,11 @@ def transport(
         for pair in (chosen if routes else ())
         for row in route_rows(model, corpus, pair, recipe, tokens=routes, seed=seed, progress=progress)
     ]
-    damaged = damage_rows(
-        model, corpus, _first_maps(moments, recipe, strata[0], chosen), tokens=damage, one_in=one_in, batch_tokens=batch_tokens,
-        seed=seed, progress=progress,
-    ) if damage else []  # fmt: skip
+    damaged: list[dict[str, Any]] = []
+    if damage:
+        damaged = damage_rows(
+            model, corpus, standing, tokens=damage, one_in=one_in, batch_tokens=batch_tokens, seed=seed, progress=progress
+        )
     return TransportScores(
         table=table, settings=settings, curves=pd.DataFrame(curves) if closely else None, directions=scored,
         routes=pd.DataFrame(routed) if routes else None, damage=pd.DataFrame(damaged) if damage else None,
@@ -297,51 +308,91 @@ def transport(
 
 
 def _second_pass(
-    model: LanguageModel, corpus: Corpus, looked: Sequence[Any], table: pd.DataFrame, common: Mapping[str, Any], seed: int
-) -> pd.DataFrame:
+    model: LanguageModel,
+    corpus: Corpus,
+    looked: Sequence[tuple[list[dict[str, Any]], TokenScores]],
+    table: pd.DataFrame,
+    common: Mapping[str, Any],
+    seed: int,
+) -> pd.DataFrame | None:
     """Run the corpus again, past the maps. Intervals go into the table of pairs; a row a direction is given back."""
     import pandas as pd
 
-    sites = list(dict.fromkeys(site for pair, *_ in looked for site in pair[:2]))
+    sites = list(dict.fromkeys(site for _, tokens in looked for site in tokens.pair[:2]))
     for batch in stream(model, corpus, sites, **common):
-        for *_, tokens in looked:
+        for _, tokens in looked:
             tokens(batch)
     rows: list[dict[str, Any]] = []
-    for pair, found, tokens in looked:
-        at = (table["source"] == pair.source) & (table["target"] == pair.target) & (table["strata"] == tokens.strata)
+    for found, tokens in looked:
+        source, target = tokens.pair[:2]
+        at = (table["source"] == source) & (table["target"] == target) & (table["strata"] == tokens.strata)
         table.loc[at, ["low", "high"]] = tokens.interval(seed)
         columns = tokens.columns(seed)
         rows += [row | {name: values[i] for name, values in columns.items()} for i, row in enumerate(found)]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows) if rows else None
 
 
 def _weights(
-    model: LanguageModel,
-    corpus: Corpus,
-    moments: Moments,
-    pairs: Sequence[Pair],
-    weigh: Sequence[Weight],
-    strata: Strata,
-    tokens: int,
-    seed: int,
+    model: LanguageModel, corpus: Corpus, pairs: Sequence[Pair], weigh: Sequence[str], tokens: int, seed: int
 ) -> dict[str, dict[str, Metric]]:
     """By target, the metrics it is weighed by."""
     targets = [site for site in dict.fromkeys(pair.target for pair in pairs) if state_number(site, model.n_layers) is not None]
     found: dict[str, dict[str, Metric]] = {site: {} for site in targets}
-    if "fisher" in weigh and targets:
-        for site, square in fisher(model, corpus, targets, tokens=tokens, seed=seed).items():
-            found[site]["fisher"] = Metric.of(square.to(model.device))
-    for site in targets if "readers" in weigh else ():
-        square = readers(model, site, moments.spread(site, strata).mean)
-        if square is not None:
-            found[site]["readers"] = Metric.of(square.to(model.device))
+    for name in weigh if targets else ():
+        if name == "fisher":
+            squares = fisher(model, corpus, targets, tokens=tokens, seed=seed)
+        else:
+            where = name.partition("@")[2]
+            squares = {site: readers(model, site, int(where) if where else None) for site in targets}
+        for site, square in squares.items():
+            if square is not None:
+                found[site][name] = Metric.of(square.to(model.device))
     return found
 
 
-def _first_maps(moments: Moments, recipe: Recipe, strata: Strata, pairs: Sequence[Pair]):
-    """Of each pair, the map that was fitted on the first fold."""
-    fitting = Fitting(moments, strata)
-    return [(pair, first_split(held_out(fitting, recipe, pair).splits)) for pair in pairs]
+def _pairs(model: LanguageModel, asked: Sequence[str], *, any_order: bool) -> list[Pair]:
+    """
+    Raises:
+        UnknownOption: if a source does not come before its target, unless that is allowed; if there is none.
+        UnknownSite, LayerOutOfRange: as `parse_pair`.
+    """
+    n = model.n_layers
+    states = [state(number, n) for number in range(n + 1)]
+    found: list[Pair] = []
+    for one in asked:
+        found += pairs_between(states, one) if one in ("adjacent", "last", "all") else [Pair(*parse_pair(one, n))]
+    for pair in found:
+        source, target = (depth(Site.parse(site, n), n) for site in pair[:2])
+        if source >= target and not any_order:
+            raise UnknownOption(
+                f"The pair {pair} ends before it begins: nothing is carried from a later site to an earlier one. Turn it "
+                "round; or, to ask how much can be read off a later one, pass any_order=True (--any-order)."
+            )
+    if not found:
+        raise UnknownOption("pairs=[]: there is nothing to score. Use 'all', 'adjacent', 'last', or pairs such as '4>8'.")
+    return list(dict.fromkeys(found))
+
+
+def _require_possible(
+    model: LanguageModel, pairs: Sequence[Pair], directions: Sequence[Asked] | None, routes: int, damage: int
+) -> None:
+    """
+    Raises:
+        WorkbenchError: for what would be refused after the pass.
+    """
+    for pair in pairs:
+        if routes:
+            require_states(model, pair)
+        if damage:
+            require_writable(model, pair)
+    for target in dict.fromkeys(pair.target for pair in pairs) if directions else ():
+        width = site_width(model, Site.parse(target, model.n_layers))
+        one = torch.eye(width, dtype=torch.float64)
+        choose(model, target, Spread(1, one[0], one), directions, 0)
+
+
+def _told(one: Asked) -> str:
+    return str(one) if isinstance(one, (str, Path)) else type(one).__name__
 
 
 def _about(pair: Pair, model: LanguageModel) -> dict[str, Any]:
@@ -350,9 +401,7 @@ def _about(pair: Pair, model: LanguageModel) -> dict[str, Any]:
     return {"source": pair.source, "target": pair.target, "from": first, "to": last, "distance": distance}
 
 
-def _require_options(
-    kind: str, strata: Sequence[Strata], weigh: Sequence[Weight], routes: int, damage: int, one_in: int
-) -> None:
+def _require_options(kind: str, strata: Sequence[Strata], weigh: Sequence[str], routes: int, damage: int, one_in: int) -> None:
     """
     Raises:
         UnknownOption: if one is not known, or a number is out of range.
@@ -361,26 +410,13 @@ def _require_options(
     for one in strata:
         require_one_of("strata", one, get_args(Strata))
     for one in weigh:
-        require_one_of("weigh", one, get_args(Weight))
+        if one not in WEIGHTS and not re.fullmatch(r"readers@\d+", one):
+            raise UnknownOption(f"weigh={one!r} is not known. Use 'fisher', 'readers' (of the next block), or 'readers@20'.")
     if not strata or routes < 0 or damage < 0 or damage == 1 or one_in < 1:
         raise UnknownOption(
             f"strata={list(strata)}, routes={routes}, damage={damage}, one_in={one_in}: name a stratum; routes and damage are "
             "numbers of tokens, 0 for none (damage needs 2); one_in is 1 or more."
         )
-
-
-def _require_forward(pairs: Sequence[tuple[str, str]], model: LanguageModel) -> None:
-    """
-    Raises:
-        UnknownOption: if a source does not come before its target.
-    """
-    for pair in pairs:
-        source, target = (depth(Site.parse(site, model.n_layers), model.n_layers) for site in pair)
-        if source >= target:
-            raise UnknownOption(
-                f"The pair {'>'.join(pair)} ends before it begins: nothing is carried from a later site to an earlier one. "
-                "Turn it round; or, to ask how much can be read off a later one, pass any_order=True (--any-order)."
-            )
 
 
 def _require_two_folds(fitting: Fitting) -> None:

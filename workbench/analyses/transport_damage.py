@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -21,10 +22,13 @@ from tqdm.auto import tqdm
 from workbench.analyses.held_out_loss import FITTED, held_out_rows, in_batches, losses
 from workbench.analyses.transport_pairs import Split
 from workbench.corpus.corpus import EARLY_UNTIL, Corpus
+from workbench.errors import ReadOnlySite, UnknownOption
 from workbench.intervention import intervene
 from workbench.model import LanguageModel
 from workbench.moments.layout import Pair
+from workbench.sites import Site, depth
 from workbench.substitution import Written, substitute
+from workbench.transports.fit import Fitted
 from workbench.transports.transport import Transport
 
 WAYS = ("exact", "transported", "mean", "resampled", "empty", "zero")
@@ -32,10 +36,40 @@ WAYS = ("exact", "transported", "mean", "resampled", "empty", "zero")
 the map makes of zeros; zeros."""
 
 
+class Standing(NamedTuple):
+    """What may stand in a target's place."""
+
+    pair: Pair
+    fitted: Fitted
+    """The map, fitted on the first fold of documents."""
+    mean: Tensor
+    """Of the target there."""
+
+    @classmethod
+    def of(cls, pair: Pair, splits: Sequence[Split]) -> Standing:
+        split = next(one for one in splits if one.fold != FITTED)
+        return cls(pair, split.fitted, split.inside.mean_y)
+
+
+def require_writable(model: LanguageModel, pair: Pair) -> None:
+    """
+    Raises:
+        UnknownOption: if the source does not come before the target.
+        ReadOnlySite: if the target cannot be written.
+    """
+    source, target = (Site.parse(site, model.n_layers) for site in pair[:2])
+    if depth(source, model.n_layers) >= depth(target, model.n_layers):
+        raise UnknownOption(
+            f"Damage of {pair}: a pass computes the target first, so nothing of the source can stand in its place."
+        )
+    if (why := model.tap(target).passed_by) is not None:
+        raise ReadOnlySite(f"Damage of {pair}: site '{target}' can be read, but not written: {why}.")
+
+
 def damage_rows(
     model: LanguageModel,
     corpus: Corpus,
-    splits: Sequence[tuple[Pair, Split]],
+    maps: Sequence[Standing],
     *,
     tokens: int,
     one_in: int,
@@ -47,7 +81,7 @@ def damage_rows(
     of what mean ablation costs that this way does not.
 
     Args:
-        splits: Pairs, with the map that was fitted on the first fold.
+        maps: Those that were fitted on the first fold of documents.
         tokens: Held-out tokens that the loss is measured on.
         one_in: Of the positions from the fifth on, every so-manieth is replaced.
         seed: Of the resampled tokens.
@@ -58,21 +92,18 @@ def damage_rows(
     rows = held_out_rows(corpus, model, tokens)
     clean = losses(model, rows, batch_tokens, nullcontext())
     found = []
-    for pair, split in tqdm(splits, desc="damage", disable=not progress):
+    for pair, fitted, mean in tqdm(maps, desc="damage", disable=not progress):
         states: list[Tensor] = []
-        losses(model, rows, batch_tokens, intervene(model, Written(site=pair.target, made=partial(_noted, states))))
-        real = [
-            own[i, EARLY_UNTIL : len(row)]
-            for own, some in zip(states, in_batches(rows, batch_tokens), strict=True)
-            for i, row in enumerate(some)
-        ]
-        mean = split.inside.mean_y
+        losses(model, rows, batch_tokens, _written(model, pair, one_in, partial(_noted, states)))
+        # Of batches with a fifth position alone: others are not written to, neither here nor below.
+        written = [some for some in in_batches(rows, batch_tokens) if len(some[0]) > EARLY_UNTIL]
+        real = [own[i, EARLY_UNTIL : len(row)] for own, some in zip(states, written, strict=True) for i, row in enumerate(some)]
         changed: dict[str, AbstractContextManager[None]] = {
             "exact": _written(model, pair, one_in, _in_turn(states)),
-            "transported": substitute(model, _transport(model, pair, split), skip=EARLY_UNTIL, one_in=one_in),
+            "transported": substitute(model, _transport(model, pair, fitted), skip=EARLY_UNTIL, one_in=one_in),
             "mean": _written(model, pair, one_in, partial(_filled, mean)),
             "resampled": _written(model, pair, one_in, _resampled(real, seed)),
-            "empty": _written(model, pair, one_in, partial(_filled, split.fitted.bias)),
+            "empty": _written(model, pair, one_in, partial(_filled, fitted.bias)),
             "zero": _written(model, pair, one_in, partial(_filled, torch.zeros_like(mean))),
         }
         own = {way: losses(model, rows, batch_tokens, change).change(clean) for way, change in changed.items()}
@@ -81,21 +112,16 @@ def damage_rows(
             {
                 "source": pair.source, "target": pair.target, "way": way, "change": change, "change_error": error,
                 "restored": 1 - change / ablated if ablated > 0 else float("nan"), "clean_loss": float(clean.nats.mean()),
-                "n": len(clean.nats),
+                "n": len(clean.nats), "documents": len(np.unique(clean.document)),
             }
             for way, (change, error) in own.items()
         ]  # fmt: skip
     return found
 
 
-def first_split(splits: Sequence[Split]) -> Split:
-    """The one whose map was fitted on the first fold: the second one's, which it predicts."""
-    return next(one for one in splits if one.fold != FITTED)
-
-
-def _transport(model: LanguageModel, pair: Pair, split: Split) -> Transport:
+def _transport(model: LanguageModel, pair: Pair, fitted: Fitted) -> Transport:
     settings = Transport.identity(model, *pair[:2]).settings | {"kind": "ridge", "affine": True}
-    return Transport(*pair[:2], split.fitted.left, split.fitted.right, split.fitted.bias, settings)
+    return Transport(*pair[:2], fitted.left, fitted.right, fitted.bias, settings)
 
 
 def _written(model: LanguageModel, pair: Pair, one_in: int, made: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:

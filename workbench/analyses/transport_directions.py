@@ -21,6 +21,8 @@ from workbench.transports.solving import Spectrum
 
 Asked = str | Path | Tensor | np.ndarray | Mapping[str, Tensor]
 """`principal:32`, `unembedding:32` or `unembedding: Paris`, `neurons:32` or `neurons@12:32`, `random:32`; a file; vectors."""
+EACH = 32
+STREAM = ("embed", "resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
 KINDS = ("principal", "unembedding", "neurons", "random")
 BACKGROUND = 256
 """Random directions of the target that say what an average one scores."""
@@ -36,17 +38,20 @@ class Chosen(NamedTuple):
 
 
 class Thresholds(NamedTuple):
-    """What a direction must exceed, both from nulls."""
+    """What a direction's R² is held against; both come from the null."""
 
     made: float
-    """At most this is as good as nothing: 95 % of all directions score less with the documents shuffled."""
-    carried: float
-    """Above this is more than 95 % of random directions of the same target."""
+    """95 % of all directions score less with the documents shuffled: at most this is as good as nothing carried."""
 
     @classmethod
-    def of(cls, background: Tensor, null: Tensor) -> Thresholds:
-        made, carried = (float(scores[~scores.isnan()].quantile(QUANTILE)) for scores in (null, background))
-        return cls(made, max(made, carried))
+    def of(cls, null: Tensor) -> Thresholds:
+        scores = null[~null.isnan()]
+        return cls(float(scores.quantile(QUANTILE)) if len(scores) else 0.0)
+
+    @property
+    def carried(self) -> float:
+        """Halfway from there to 1: above it more is carried than is made on the way."""
+        return (1 + self.made) / 2
 
     def verdict(self, r2: float) -> str:
         if r2 != r2:
@@ -54,18 +59,21 @@ class Thresholds(NamedTuple):
         return "made" if r2 <= self.made else "carried" if r2 > self.carried else "mixed"
 
 
-def choose(model: LanguageModel, target: str, spread: Spread, asked: Sequence[Asked], seed: int) -> Chosen:
+def choose(model: LanguageModel, target: str, spread: Spread, asked: Sequence[Asked] | None, seed: int) -> Chosen:
     """
     Args:
         spread: Of the target, whose principal directions are asked for.
+        asked: See `Asked`; if None, 32 of each kind that the target has: unembedding columns and what neurons write are
+            directions of the stream.
         seed: Of what is drawn: random directions, tokens, neurons.
     Raises:
         UnknownOption: for a kind that does not exist, or directions of another width than the target.
         BadArtifact: if a file cannot be read.
+        MissingWeight: if neurons are asked for by name, and the block has none of its own (a mixture of experts).
     """
     width, labels, rows = len(spread.mean), [], []
     generator = torch.Generator().manual_seed(seed)
-    for one in asked:
+    for one in _those_there(model, target, width) if asked is None else asked:
         if isinstance(one, str) and one.partition(":")[0].partition("@")[0] in KINDS:
             names, vectors = _of_kind(model, target, spread, one, generator)
             kind = one.partition(":")[0]
@@ -101,7 +109,7 @@ def direction_rows(chosen: Chosen, prediction: Prediction, null: Prediction | No
     own, thresholds, shuffled = prediction.along(chosen.rows), None, None
     if null is not None:
         shuffled = null.along(chosen.rows).r2.cpu()
-        thresholds = Thresholds.of(background, torch.cat([shuffled, null.along(random_rows(BACKGROUND, width, seed)).r2.cpu()]))
+        thresholds = Thresholds.of(torch.cat([shuffled, null.along(random_rows(BACKGROUND, width, seed)).r2.cpu()]))
     total, r2 = float(prediction.yy.trace()), own.r2.tolist()
     columns: dict[str, list[Any]] = {
         "variance_share": (own.target / total).tolist(), "r2": r2, "correlation": own.correlation.tolist(),
@@ -134,10 +142,34 @@ def _of_kind(
     if kind == "unembedding":
         tokens = torch.randperm(model.d_vocab, generator=generator)[:n].tolist()
         return [model.token_strings[token] for token in tokens], _columns(model, tokens)
-    layer = int(where) if where.isdecimal() else Site.parse(target, model.n_layers).layer
-    weight = model.weight("W_out", 0 if layer is None else layer).detach()
+    layer = _writing(model, target) if not where else int(where) if where.isdecimal() else model.n_layers
+    if not 0 <= layer < model.n_layers:
+        raise UnknownOption(
+            f"Directions {asked!r}: {target} has no MLP before it, or there is no such layer. Write a layer of this model, "
+            f"counted from 0: neurons@{model.n_layers - 1}:32."
+        )
+    weight = model.weight("W_out", layer).detach()
     neurons = torch.randperm(len(weight), generator=generator)[:n]
     return [f"neuron {layer}.{neuron}" for neuron in neurons.tolist()], weight[neurons.to(weight.device)]
+
+
+def _those_there(model: LanguageModel, target: str, width: int) -> list[str]:
+    """Of the kinds, those that a target has."""
+    found = ["principal", "random"]
+    if target.partition(".")[0] in STREAM and width == model.d_model:
+        found.append("unembedding")
+        layer = _writing(model, target)
+        if layer >= 0 and model.optional_weight("W_out", layer) is not None:
+            found.append("neurons")
+    return [f"{kind}:{EACH}" for kind in KINDS if kind in found]
+
+
+def _writing(model: LanguageModel, target: str) -> int:
+    """The last layer whose MLP has written when a site is read; -1 if none has."""
+    site = Site.parse(target, model.n_layers)
+    if site.layer is None:
+        return -1 if site.name == "embed" else model.n_layers - 1
+    return site.layer - (site.name not in ("mlp_out", "resid_post"))
 
 
 def _columns(model: LanguageModel, tokens: list[int]) -> Tensor:

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from workbench.capturing import keeping
 from workbench.corpus.corpus import ORDINARY, Corpus
-from workbench.errors import MissingWeight, TooFewTokens
+from workbench.errors import TooFewTokens
 from workbench.frozen_norm import frozen_norm
 from workbench.model import LanguageModel
-from workbench.moments.accumulator import Accumulator
+from workbench.moments.accumulator import Accumulator, waiting_tokens
 from workbench.moments.layout import Layout
 from workbench.sites import Site, state_number
-from workbench.streaming.batches import batch_of, batched, tokens_of
+from workbench.streaming.batches import batch_of, batched, first_rows, tokens_of
 
 FISHER_TOKENS = 2048
 """Whose gradients are summed, if no number is given."""
@@ -37,18 +38,18 @@ def fisher(
     tokens (massive ones, which only a stream tells apart, among them).
 
     Args:
-        tokens: So many, the first of the corpus.
+        tokens: So many, the first of the corpus, to the end of their row.
         seed: Of the tokens that are drawn.
     Raises:
         TooFewTokens: if the corpus has no ordinary token.
         UnknownSite, ReadOnlySite: if a site cannot be followed.
     """
     layout = Layout(dict.fromkeys(sites, model.d_model), (), "one", 1, 1)
-    accumulator = Accumulator(layout, model.device, torch.promote_types(model.dtype, torch.float32))
+    dtype = torch.promote_types(model.dtype, torch.float32)
+    accumulator = Accumulator(layout, model.device, dtype, tokens=min(waiting_tokens(model.device), tokens + AT_ONCE))
     places = [Site.parse(site, model.n_layers) for site in sites]
-    special = torch.tensor(sorted(model.tokenizer.all_special_ids)).numpy()
-    generator, left = torch.Generator().manual_seed(seed), tokens
-    for rows in batched(corpus.rows(model), AT_ONCE):
+    special, generator = np.array(sorted(model.tokenizer.all_special_ids), np.int32), torch.Generator().manual_seed(seed)
+    for rows in batched(first_rows(corpus.rows(model), tokens), AT_ONCE):
         batch, known = batch_of(rows, model), tokens_of(rows, special)
         with keeping(model, places, to_the_end=True, gradients=True) as kept:
             logits = model.forward(batch)
@@ -57,16 +58,12 @@ def fisher(
             surprise = torch.log_softmax(logits.float(), -1).gather(-1, drawn.to(logits.device)[..., None])[..., 0]
             found = torch.autograd.grad(surprise[batch.mask].sum(), [kept[place] for place in places], allow_unused=True)
         ordinary = known.stratum == ORDINARY
+        at = torch.from_numpy(ordinary).to(batch.mask.device)
         gradients = {
-            site: (torch.zeros_like(kept[place]) if own is None else own)
-            .detach()[batch.mask][torch.from_numpy(ordinary)]
-            .float()
+            site: (torch.zeros_like(kept[place]) if own is None else own).detach()[batch.mask][at].to(dtype)
             for site, place, own in zip(sites, places, found, strict=True)
         }
         accumulator.add(gradients, known.stratum[ordinary], known.document[ordinary])
-        left -= int(ordinary.sum())
-        if left <= 0:
-            break
     sums = accumulator.sums().finished(torch.device("cpu"))
     n = int(sums.n.sum())
     if not n:
@@ -79,30 +76,33 @@ def fisher(
     return found
 
 
-def readers(model: LanguageModel, site: str, mean: Tensor) -> Tensor | None:
-    """What the block after a state reads of it, `[d_model, d_model]` float64: the sum over its read matrices M (queries, keys,
-    values, the MLP's input and gate) of M Mᵀ / tr(M Mᵀ), behind the linear part of the norm that feeds each. None for the last
-    state, which no block reads, and for other sites.
+def readers(model: LanguageModel, site: str, layer: int | None = None) -> Tensor | None:
+    """What a block reads of a state, `[d_model, d_model]` float64: the sum over its read matrices M (queries, keys, values, the
+    MLP's input and gate) of M Mᵀ / tr(M Mᵀ), behind the linear part of the norm that feeds each. None if there is nothing to
+    read: for sites that are no states, and for a block without attention, or whose MLP is experts.
 
     Args:
-        mean: Of the state; the norm is held at what it is there, which changes nothing but where it centres.
+        layer: Of the block; the one that the state enters, if None.
     Raises:
         UnreadableWeight, UnknownNorm: as `model.weight` and `frozen_norm`.
     """
-    layer = state_number(site, model.n_layers)
-    if layer is None or layer == model.n_layers:
+    number = state_number(site, model.n_layers)
+    layer = number if layer is None else layer
+    if number is None or layer is None or not number <= layer < model.n_layers:
         return None
     block, total = model.block_row(layer), torch.zeros(model.d_model, model.d_model, dtype=torch.float64)
+    # Where the norm is held changes its scale alone, and each matrix is taken relative to its size.
+    held = torch.randn(model.d_model, generator=torch.Generator().manual_seed(0)).to(model.device, model.dtype)
     for name, norm in READS:
-        try:
-            weight = model.weight(name, layer).detach()
-        except MissingWeight:  # a family without a gate, or whose MLP is experts
+        weight = model.optional_weight(name, layer)
+        if weight is None and name != "W_gate":
+            return None
+        if weight is None:
             continue
-        rows = weight.transpose(0, 1).flatten(1).T if weight.dim() == 3 else weight.T
+        rows = weight.detach().transpose(0, 1).flatten(1).T if weight.dim() == 3 else weight.detach().T
         path = getattr(block, norm)
         if path is not None:
-            at = mean.to(model.device, torch.promote_types(model.dtype, torch.float32))
-            rows = frozen_norm(model, model.row.path(path, layer), at.to(model.dtype)).pulled_back(rows)
+            rows = frozen_norm(model, model.row.path(path, layer), held).pulled_back(rows)
         rows = rows.double().cpu()
         total += rows.T @ rows / rows.square().sum()
-    return total if total.any() else None
+    return total

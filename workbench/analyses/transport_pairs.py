@@ -23,6 +23,8 @@ from workbench.transports.scoring import adjusted
 from workbench.transports.solving import Metric, best_projections, singular_projections
 
 Way = Literal["published", "best"]
+LEAST = 0.01
+"""A ceiling below which nothing is divided by it."""
 RANKS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 """That a curve shows, as far as there are any, and the full one."""
 
@@ -73,28 +75,27 @@ def pair_row(
     joint, fitted = fitting.joint(pair), fitting.fit(recipe, pair)
     inside = Prediction.of(joint, fitted.matrix, fitted.bias)
     spectra = fitting.spectrum(pair.source), fitting.spectrum(pair.target)
-    white, width = Metric.whitening(spectra[1]).root, len(joint.mean_y)
+    white = Metric.whitening(spectra[1]).root
     row: dict[str, Any] = {
         "n": joint.n, "in_sample": inside.r2(), "adjusted": adjusted(inside.r2(), joint.n, fitted.freedom),
         "held_out": real.prediction.r2(), "whitened_in_sample": inside.r2(white),
         "whitened_held_out": real.prediction.r2(white),
     }  # fmt: skip
     row |= {name: real.prediction.r2(metric.root) for name, metric in weights.items()}
-    own = correlations(joint, *spectra)
-    outside, shares = canonical_outside(fitting, pair, real)
+    own, outside = correlations(joint, *spectra), canonical_outside(fitting, pair, real)
     row |= {
-        "ceiling_in_sample": float(ceiling(own, 1 / width)[-1]), "ceiling": float(ceiling(outside, shares)[-1]),
-        "size_published": participation(own),
+        "ceiling_in_sample": float(ceiling(own, 1 / len(spectra[1].values))[-1]), "ceiling": float(outside.ceiling[-1]),
+        "efficiency": _efficiency(row["whitened_held_out"], float(outside.ceiling[-1])), "size_published": participation(own),
     }  # fmt: skip
-    row["efficiency"] = row["whitened_held_out"] / row["ceiling"] if row["ceiling"] else float("nan")
     if null is not None:
         row |= {"null": null.prediction.r2(), "whitened_null": null.prediction.r2(white)}
         row |= {f"{name}_null": null.prediction.r2(metric.root) for name, metric in weights.items()}
         shuffled = correlations(fitting.joint(pair, shuffled=True), *spectra)
-        edge = float(canonical_outside(fitting, pair, real, null)[0].max())
+        edge = float(canonical_outside(fitting, pair, real, null).correlations.max())
+        above = outside.correlations[outside.correlations > edge]
         row |= {
-            "size_null": participation(shuffled), "size": participation(outside[outside > edge]),
-            "correlations_above_null": int((outside > edge).sum()), "null_edge": edge,
+            "size_null": participation(shuffled), "size": participation(above), "correlations_above_null": len(above),
+            "null_edge": edge,
         }  # fmt: skip
     return row | {
         "kept_source": len(spectra[0].values), "kept_target": len(spectra[1].values), "freedom": fitted.freedom,
@@ -102,24 +103,36 @@ def pair_row(
     }  # fmt: skip
 
 
-def canonical_outside(fitting: Fitting, pair: Pair, real: HeldOut, null: HeldOut | None = None) -> tuple[Tensor, Tensor]:
-    """Canonical correlations on rows that their directions were not fitted on, and shares of y's whitened squares there: means
-    over folds, in the order of the fits.
+class Outside(NamedTuple):
+    """Of canonical directions on rows that they were not fitted on."""
 
-    x is shrunk by the map's own strength: its predictions then lie along these very directions, and no slopes along them could
-    explain more. y is whitened by all rows, as for every whitened score.
+    correlations: Tensor
+    """Mean over folds, in the order of the fits."""
+    ceiling: Tensor
+    """By rank, the share of the target's whitened squares that slopes along them can explain at most."""
+
+
+def canonical_outside(fitting: Fitting, pair: Pair, real: HeldOut, null: HeldOut | None = None) -> Outside:
+    """x is shrunk by the map's own strength: the map's predictions then lie along these very directions, with slopes that are
+    not negative, so that the ceiling is the map's. y is whitened by all rows, as for every whitened score.
 
     Args:
         null: Take these rows, with the strengths of the real ones.
     """
-    found = []
+    target, found, total = fitting.spectrum(pair.target), [], 0.0
+    root = Metric.whitening(target).root
     for one, rows in zip(real.splits, (null or real).splits, strict=True):
         others = [other for other in fitting.folds if other != one.fold]
         source = fitting.spectrum(pair.source, others).shrunk(one.fitted.strength)
-        found.append(Canonical.of(rows.inside, source, fitting.spectrum(pair.target)).on(rows.outside))
+        found.append(Canonical.of(rows.inside, source, target).on(rows.outside))
+        total += float((root * (rows.outside.yy @ root)).sum())
     shortest = min(len(one) for one, _ in found)
-    outside, shares = (torch.stack([one[i][:shortest] for one in found]).mean(0) for i in (0, 1))
-    return outside, shares
+    ceilings = torch.stack([ceiling(*one)[: shortest + 1] for one in found]).sum(0) / total
+    return Outside(torch.stack([one[:shortest] for one, _ in found]).mean(0), ceilings)
+
+
+def _efficiency(score: float, most: float) -> float:
+    return score / most if most >= LEAST else float("nan")
 
 
 def curve_rows(
@@ -134,7 +147,8 @@ def curve_rows(
     grid = [rank for rank in RANKS if rank < width] + [width]
     own = correlations(fitting.joint(pair), fitting.spectrum(pair.source), fitting.spectrum(pair.target))
     ceilings = {
-        "ceiling_in_sample": ceiling(own, 1 / width), "ceiling": ceiling(*canonical_outside(fitting, pair, real))
+        "ceiling_in_sample": ceiling(own, 1 / len(fitting.spectrum(pair.target).values)),
+        "ceiling": canonical_outside(fitting, pair, real).ceiling,
     }  # fmt: skip
     for name, metric in metrics.items():
         for way in ("published", "best"):
@@ -142,15 +156,13 @@ def curve_rows(
             if null is not None:
                 scores["null"] = _scores(null, metric, way)
             if name == "whitened":
-                best = scores["held_out"][: len(ceilings["ceiling"])]
-                scores |= ceilings | {
-                    "efficiency": best / ceilings["ceiling"][: len(best)],
-                    "efficiency_published": best / ceilings["ceiling_in_sample"][: len(best)],
-                }  # fmt: skip
+                scores |= ceilings
             for rank in grid:
-                yield {"metric": name, "truncation": way, "rank": rank} | {
-                    column: float(values[min(rank, len(values) - 1)]) for column, values in scores.items()
-                }
+                row = {column: float(values[min(rank, len(values) - 1)]) for column, values in scores.items()}
+                if name == "whitened":
+                    row["efficiency"] = _efficiency(row["held_out"], row["ceiling"])
+                    row["efficiency_published"] = _efficiency(row["held_out"], row["ceiling_in_sample"])
+                yield {"metric": name, "truncation": way, "rank": rank} | row
 
 
 def _scores(held: HeldOut, metric: Metric | None, way: Way) -> Tensor:

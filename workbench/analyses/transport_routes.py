@@ -27,7 +27,7 @@ from workbench.moments.joint import Joint
 from workbench.moments.layout import Layout, Pair
 from workbench.moments.moments import Moments
 from workbench.sites import Site, state_number
-from workbench.streaming.batches import Tokens, batch_of, batched, tokens_of
+from workbench.streaming.batches import Tokens, batch_of, batched, first_rows, tokens_of
 from workbench.transports.fit import Recipe
 from workbench.transports.prediction import Prediction
 
@@ -45,27 +45,20 @@ def route_rows(
     than with a state of another document (`above_shuffled`, which has as many numbers): a row a route, all on the same tokens.
 
     Args:
-        tokens: Of the corpus, at most: so many have a source by every route.
+        tokens: Of the corpus, half of each fold, to the end of their rows; somewhat fewer have a source by every route.
     Raises:
-        UnknownOption: for sites that are no states of the stream.
-        UnknownSite: if a block between has no pattern to be seen.
+        UnknownOption, UnknownSite: as `require_states`.
         TooFewTokens: if a fold of documents has none.
     """
-    ends = [state_number(site, model.n_layers) for site in pair[:2]]
-    if None in ends:
-        raise UnknownOption(f"Routes are followed between states of the stream; {pair} are other sites. Take states, as 4>8.")
-    first, last = ends[0] or 0, ends[1] or 0
+    first, last = require_states(model, pair)
     widths: dict[str, int] = dict.fromkeys((*ROUTES, "target"), model.d_model)
     pairs = [Pair(route, "target") for route in ROUTES] + [Pair("same", route) for route in ROUTES[1:]]
     layout = Layout(widths, tuple(pairs), "two", FOLDS, FOLDS)
-    accumulator, left = Accumulator(layout, model.device, torch.float64), tokens
+    accumulator = Accumulator(layout, model.device, torch.float64, tokens=AT_ONCE)
     with tqdm(total=tokens, desc=f"routes {first}>{last}", unit="token", disable=not progress) as bar:
-        for values, document in _routed(model, corpus, pair, range(min(first, last), max(first, last)), seed):
+        for values, document in _routed(model, corpus, pair, range(first, last), tokens, seed):
             accumulator.add(values, np.full(len(document), ORDINARY), document)
             bar.update(len(document))
-            left -= len(document)
-            if left <= 0:
-                break
     moments = Moments(layout, accumulator.sums().finished(torch.device("cpu")), {})
     if not bool((moments.sums.n.sum(0) > 0).all()):
         raise TooFewTokens("Routes need tokens with an ordinary one before them, in documents of both folds. Take more text.")
@@ -78,16 +71,32 @@ def route_rows(
     ]
 
 
+def require_states(model: LanguageModel, pair: Pair) -> tuple[int, int]:
+    """The states that a pair begins and ends with.
+
+    Raises:
+        UnknownOption: for sites that are no states of the stream, or of which the first is not the earlier one.
+        UnknownSite: if a block between has no pattern to be seen.
+    """
+    first, last = (state_number(site, model.n_layers) for site in pair[:2])
+    if first is None or last is None or first >= last:
+        raise UnknownOption(f"Routes are followed from a state of the stream to a later one, as 4>8; {pair} is another pair.")
+    for layer in range(first, last):
+        model.tap(Site("pattern", layer))
+    return first, last
+
+
 @torch.no_grad()
 def _routed(
-    model: LanguageModel, corpus: Corpus, pair: Pair, blocks: range, seed: int
+    model: LanguageModel, corpus: Corpus, pair: Pair, blocks: range, tokens: int, seed: int
 ) -> Iterator[tuple[dict[str, Tensor], np.ndarray]]:
     """Rows of sources and targets of each batch, with the document of each."""
     source, target = (Site.parse(site, model.n_layers) for site in pair[:2])
     patterns = [Site("pattern", layer) for layer in blocks]
     special = np.array(sorted(model.tokenizer.all_special_ids), np.int32)
-    random, donors, usual = np.random.default_rng(seed), None, None
-    for rows in batched(corpus.rows(model), AT_ONCE):
+    random, usual = np.random.default_rng(seed), None
+    donors, owners = None, np.empty(0, np.int64)
+    for rows in batched(first_rows(corpus.rows(model), tokens, FOLDS), AT_ONCE):
         known = tokens_of(rows, special)
         with keeping(model, [source, target, *patterns], select=_averaged) as kept:
             batch = batch_of(rows, model)
@@ -102,13 +111,29 @@ def _routed(
         at, sources = _sources(known, ordinary, [len(row) for row in rows], pattern, random)
         if not len(at):
             continue
-        own = x[torch.from_numpy(at).to(x.device)]
-        from_others = own.roll(len(at) // 2, 0) if donors is None else donors
-        donors = own
-        drawn = torch.from_numpy(random.integers(len(from_others), size=len(at))).to(x.device)
-        values = {"same": own, "shuffled": from_others[drawn], "target": y[torch.from_numpy(at).to(y.device)]}
+        own, document = x[torch.from_numpy(at).to(x.device)], known.document[at]
+        bank = own if donors is None else torch.cat([donors, own])
+        drawn, there = _elsewhere(np.concatenate([owners, document]), document, random)
+        donors, owners = own, document
+        values = {"same": own, "shuffled": bank[torch.from_numpy(drawn).to(x.device)]}
+        values |= {"target": y[torch.from_numpy(at).to(y.device)]}
         values |= {route: x[torch.from_numpy(index).to(x.device)] for route, index in sources.items()}
-        yield values, known.document[at]
+        kept_tokens = torch.from_numpy(np.flatnonzero(there)).to(x.device)
+        yield {route: value[kept_tokens] for route, value in values.items()}, document[there]
+
+
+def _elsewhere(owners: np.ndarray, document: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """For each token one of the bank that is of another document, all of these alike, and whether there is one.
+
+    Args:
+        owners: The documents of the bank.
+    """
+    order = np.argsort(owners, kind="stable")
+    start, stop = (np.searchsorted(owners[order], document, side) for side in ("left", "right"))
+    others = len(owners) - (stop - start)
+    drawn = (random.random(len(document)) * others).astype(np.int64)
+    drawn += np.where(drawn >= start, stop - start, 0)
+    return order[np.minimum(drawn, len(owners) - 1)], others > 0
 
 
 def _averaged(place: Any, value: Tensor) -> Tensor:

@@ -25,8 +25,10 @@ def paragraph(result: TransportScores) -> str:
     if table["distance"].nunique() > 2:
         decay = result.decay().set_index("distance")["held_out"]
         near, far = decay.index[0], decay.index[-1]
-        sentences.append(f"Over {near:.0f} block it is {decay[near]:.3f} in the mean, over {far:.0f} blocks {decay[far]:.3f}.")
-    weighed = {"fisher": "what the output depends on", "readers": "what the next block reads"}
+        sentences.append(f"Over {near:.0f} block the median is {decay[near]:.3f}, over {far:.0f} blocks {decay[far]:.3f}.")
+    weighed = {"fisher": "what the output depends on", "readers": "what the next block reads"} | {
+        name: f"what block {name.partition('@')[2]} reads" for name in own["weigh"] if "@" in name
+    }
     there = [name for name in weighed if name in table and table[name].notna().any()]
     found = [f"by {weighed[name]} {_middle(table[name])}" for name in there]
     if found:
@@ -38,17 +40,25 @@ def paragraph(result: TransportScores) -> str:
     )
     if "size" in table:
         sentences.append(
-            f"The linear-transport subspace has {_middle(table['size'], '.0f')} dimensions whose correlation exceeds every one "
-            f"of shuffled documents; as published it would have {_middle(table['size_published'], '.0f')}, and shuffled "
-            f"documents {_middle(table['size_null'], '.0f')}."
+            f"{_middle(table['correlations_above_null'], '.0f')} canonical correlations exceed every one of shuffled "
+            f"documents: "
+            f"as a size (their participation ratio) {_middle(table['size'], '.0f')} dimensions. As published, of all of them "
+            f"and "
+            f"in sample, it would be {_middle(table['size_published'], '.0f')}, and of shuffled documents "
+            f"{_middle(table['size_null'], '.0f')}."
+        )
+    elif own["null"]:
+        sentences.append(
+            f"There is no null: {own['unshuffled']:.0%} of tokens have none of another document to stand beside. Take a corpus "
+            "of more documents for sizes and verdicts."
         )
     if result.directions is not None and "verdict" in result.directions:
         counts = result.directions["verdict"].value_counts()
         many = ", ".join(f"{int(counts.get(name, 0))} {name}" for name in ("carried", "mixed", "made"))
         skipped = int((result.directions["note"] != "").sum())
         sentences.append(
-            f"Of {len(result.directions)} directions {many}: carried are those that score more than 95 % of random directions "
-            "of the same target, made those that score no more than 95 % of all directions do with the documents shuffled."
+            f"Of {len(result.directions)} directions {many}: carried are those of which a map explains more than it misses, "
+            "made those that score no more than 95 % of all directions do with the documents shuffled."
             + (f" {skipped} are active on too few tokens to be scored there." if skipped else "")
         )
     return " ".join([*sentences, *_routes(result), *_damage(result)])
@@ -66,13 +76,17 @@ def _routes(result: TransportScores) -> list[str]:
 def _damage(result: TransportScores) -> list[str]:
     if result.damage is None:
         return []
-    middle = result.damage.groupby("way", sort=False)[["change", "restored"]].median()
+    own = result.damage
+    middle, first = own.groupby("way", sort=False)[["change", "change_error", "restored"]].median(), own.iloc[0]
     return [
-        f"What is carried in the place of the state costs the model {middle.loc['transported', 'change']:+.3f} nats a token on "
-        f"held-out documents (the mean {middle.loc['mean', 'change']:+.3f}, another token's state "
-        f"{middle.loc['resampled', 'change']:+.3f}, zeros {middle.loc['zero', 'change']:+.3f}, the map fed with zeros "
-        f"{middle.loc['empty', 'change']:+.3f}, the exact state {middle.loc['exact', 'change']:+.3f}): it restores "
-        f"{middle.loc['transported', 'restored']:.1%} of what mean ablation takes away."
+        f"On {int(first['n']):,} tokens of {int(first['documents'])} held-out documents, what is carried in the place of the "
+        f"state costs the model {middle.loc['transported', 'change']:+.3f} ± {middle.loc['transported', 'change_error']:.3f} "
+        f"nats a "
+        f"token (the mean {middle.loc['mean', 'change']:+.3f}, another token's state {middle.loc['resampled', 'change']:+.3f}, "
+        f"zeros {middle.loc['zero', 'change']:+.3f}, the map fed with zeros {middle.loc['empty', 'change']:+.3f}, the exact "
+        f"state {middle.loc['exact', 'change']:+.3f}): it restores {middle.loc['transported', 'restored']:.1%} of what mean "
+        f"ablation "
+        "takes away."
     ]
 
 

@@ -21,6 +21,7 @@ from workbench.corpus.corpus import ORDINARY
 from workbench.moments.layout import Layout, Pair
 from workbench.moments.moments import Moments, Strata
 from workbench.streaming.token_batch import TokenBatch
+from workbench.transports.fit import Fitted
 from workbench.transports.prediction import Along
 
 ACTIVE = 2.0
@@ -28,6 +29,7 @@ FEWEST = 30
 """Active tokens, in two documents or more, below which a direction is not scored on them."""
 GROUPS = 60
 """Of documents, for intervals, to each fold: those of a group are drawn together, so that memory does not grow with them."""
+FEWEST_GROUPS = 5
 DRAWS = 1000
 
 
@@ -37,7 +39,8 @@ class TokenScores:
 
     pair: Pair
     chosen: Chosen
-    splits: Sequence[Split]
+    maps: Sequence[tuple[int, Fitted]]
+    """A fold and the map that was fitted without it."""
     layout: Layout
     strata: Strata
     mean: Tensor
@@ -54,7 +57,7 @@ class TokenScores:
     """`[fold, group, width]`: of y."""
 
     def __post_init__(self) -> None:
-        cells, f = (len(self.splits), GROUPS), len(self.chosen.rows)
+        cells, f = (len(self.maps), GROUPS), len(self.chosen.rows)
         self.sums = torch.zeros(*cells, 2, f, 6, dtype=torch.float64)
         self.told = torch.zeros(f, 2, dtype=torch.float64)
         self.whole = torch.zeros(*cells, 3, dtype=torch.float64)
@@ -65,7 +68,8 @@ class TokenScores:
         spread = moments.spread(pair.target, strata)
         rows = chosen.rows.to(spread.xx)
         deviation = (((rows @ spread.xx) * rows).sum(1) / max(spread.n, 1)).clamp_min(0).sqrt()
-        return cls(pair, chosen, splits, moments.layout, strata, spread.mean.cpu(), ACTIVE * deviation.cpu())
+        maps = [(one.fold, one.fitted) for one in splits]
+        return cls(pair, chosen, maps, moments.layout, strata, spread.mean.cpu(), ACTIVE * deviation.cpu())
 
     def __call__(self, batch: TokenBatch) -> None:
         """Add the tokens of a batch."""
@@ -76,14 +80,14 @@ class TokenScores:
         dtype = torch.promote_types(x.dtype, torch.float32)
         device = x.device
         rows, mean, threshold = (one.to(device, dtype) for one in (self.chosen.rows, self.mean, self.threshold))
-        for index, one in enumerate(self.splits):
-            at = np.flatnonzero(wanted & (folds == one.fold))
+        for index, (fold, fitted) in enumerate(self.maps):
+            at = np.flatnonzero(wanted & (folds == fold))
             if not len(at):
                 continue
             here = torch.from_numpy(at).to(device)
             group = torch.from_numpy(document[at] // self.layout.folds % GROUPS).long()
             target = y[here].to(dtype) - mean
-            predicted = x[here].to(dtype) @ one.fitted.matrix.to(device, dtype) + (one.fitted.bias.to(device, dtype) - mean)
+            predicted = x[here].to(dtype) @ fitted.matrix.to(device, dtype) + (fitted.bias.to(device, dtype) - mean)
             self._add_whole(index, group, target, predicted)
             a, b = (target @ rows.T).double().cpu(), (predicted @ rows.T).double().cpu()
             products = torch.stack([torch.ones_like(a), a, b, a * a, b * b, a * b], -1)
@@ -98,7 +102,9 @@ class TokenScores:
         self.total[fold].index_add_(0, group, target.double().cpu())
 
     def interval(self, seed: int) -> tuple[float, float]:
-        """95 % of the held-out R² over draws of documents."""
+        """95 % of the held-out R² over draws of documents; nan with fewer than `FEWEST_GROUPS` of these in a fold."""
+        if not self._has_enough:
+            return float("nan"), float("nan")
         found = [self._whole_r2(drawn) for drawn in self._draws(seed, 100)]
         low, high = np.nanquantile(torch.cat(found).numpy(), [0.025, 0.975])
         return float(low), float(high)
@@ -107,8 +113,12 @@ class TokenScores:
         """What the second pass adds to the rows of directions: low and high (95 % over documents), and of active tokens n, the
         share of their squares about the mean of all that is explained, R² (about their own mean), correlation, slope, f1, and
         why they were not scored, if they were not."""
+        if not len(self.chosen.rows):
+            return {}
         drawn = [Along.of_sums(torch.einsum("dfg,fg...->fd...", own, self.sums[:, :, 0])).r2 for own in self._draws(seed, 50)]
         low, high = np.nanquantile(torch.cat(drawn).numpy(), [0.025, 0.975], axis=0)
+        if not self._has_enough:
+            low = high = np.full(len(low), np.nan)
         of_active = self.sums[:, :, 1]
         active, n = Along.of_sums(of_active.sum(1)), of_active[..., 0].sum((0, 1))
         groups = (of_active[..., 0] > 0).sum((0, 1))
@@ -127,6 +137,10 @@ class TokenScores:
             )
         }  # fmt: skip
         return {"low": low.tolist(), "high": high.tolist(), "active_n": n.long().tolist(), **scored, "note": notes}
+
+    @property
+    def _has_enough(self) -> bool:
+        return bool(((self.whole[..., 0] > 0).sum(1) >= FEWEST_GROUPS).all())
 
     def _draws(self, seed: int, at_once: int):
         """How often each group of documents is in each draw, `[draws, fold, group]`, some draws at once: groups that hold

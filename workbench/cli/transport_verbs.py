@@ -38,7 +38,9 @@ def transport(
     kind: Annotated[KindOption, typer.Option(help="ridge, its strength chosen inside the fold, or ols.")] = KindOption.ridge,
     strata: Annotated[str, typer.Option(help="ordinary, all, rest, or several of them.")] = "ordinary",
     null: Annotated[bool, typer.Option(help="Also score targets of other documents.")] = True,
-    weigh: Annotated[str, typer.Option(help="Also weigh R² by these: fisher, readers; none for neither.")] = "fisher,readers",
+    weigh: Annotated[
+        str, typer.Option(help="Also weigh R² by these: fisher, readers, readers@20; or none.")
+    ] = "fisher,readers",
     closely: Annotated[
         bool | None, typer.Option(help="Also curves, directions and intervals. [default: of 16 pairs or fewer]")
     ] = None,
@@ -67,7 +69,7 @@ def transport(
     json: Json = False,
 ) -> None:
     """Was it carried here linearly, or computed on the way? Scores of pairs of states, with their nulls."""
-    from workbench.analyses.transport import DIRECTIONS
+    from workbench.analyses.transport import PICTURES
     from workbench.analyses.transport import transport as run
     from workbench.artifacts import output_folder, write_page
 
@@ -76,13 +78,15 @@ def transport(
     note(seed=seed)
     found = run(
         load_model(model, revision, device, dtype), texts,
-        pairs if pairs in ("all", "adjacent", "last") else _parts(pairs),  # pyright: ignore[reportArgumentType]
+        _parts(pairs),
         kind=kind.value, strata=_parts(strata), null=null,  # pyright: ignore[reportArgumentType]
-        weigh=[] if weigh == "none" else _parts(weigh),  # pyright: ignore[reportArgumentType]
-        closely=closely, directions=directions or DIRECTIONS, routes=routes, damage=damage, one_in=one_in, any_order=any_order,
+        weigh=[] if weigh == "none" else _parts(weigh),
+        closely=closely, directions=directions or None, routes=routes, damage=damage, one_in=one_in, any_order=any_order,
         fisher_tokens=fisher_tokens, batch_tokens=batch_tokens, seed=seed, progress=not json,
     )  # fmt: skip
     wrote(found.save(out))
+    for name in PICTURES:
+        (out / f"{name}.html").unlink(missing_ok=True)  # of a run before this one
     for name, figure in found.figures().items() if plot else ():
         wrote(write_page(out / f"{name}.html", figure))
     if json:

@@ -56,7 +56,7 @@ def plot_curves(result: TransportScores, curves: pd.DataFrame) -> go.Figure:
     titles = [_named(drawn, *pair) for pair in pairs]
     figure = make_subplots(
         rows=len(metrics), cols=len(pairs), shared_xaxes=True, shared_yaxes=True, column_titles=titles,
-        row_titles=[METRICS[name] for name in metrics], horizontal_spacing=0.03, vertical_spacing=0.05,
+        row_titles=[METRICS.get(name, name) for name in metrics], horizontal_spacing=0.03, vertical_spacing=0.05,
     )  # fmt: skip
     lines = (
         ("best", "held_out", "best truncation, held out", "#2a6fbb", "solid"),
@@ -90,22 +90,22 @@ def plot_curves(result: TransportScores, curves: pd.DataFrame) -> go.Figure:
 
 
 def plot_decay(result: TransportScores) -> go.Figure:
-    """Held-out R² by distance: a thin line a source, coloured by its state, and the mean; the null dashed."""
+    """Held-out R² by distance: a thin line a source, coloured by its state, and the median; the null dashed."""
     import plotly.graph_objects as go
     from plotly.colors import sample_colorscale
 
     table = result.table[result.table["strata"] == result.settings["strata"][0]].sort_values("distance")
-    figure, mean, last = go.Figure(), result.decay(), max(1, int(table["from"].max()))
+    figure, middle, last = go.Figure(), result.decay(), max(1, int(table["from"].max()))
     for source, own in table.groupby("from"):
         figure.add_scatter(
             x=own["distance"], y=own["held_out"], mode="lines+markers", marker={"size": 3}, name=f"from {source}",
             showlegend=False, line={"width": 1, "color": sample_colorscale("Viridis", [float(source) / last])[0]}, opacity=0.6,
             hovertemplate=f"{source}>%{{customdata}}: %{{y:.3f}}<extra></extra>", customdata=own["to"],
         )  # fmt: skip
-    for name, label, dash in (("held_out", "mean, held out", "solid"), ("null", "shuffled documents", "dash")):
-        if name in mean:
+    for name, label, dash in (("held_out", "median, held out", "solid"), ("null", "shuffled documents", "dash")):
+        if name in middle:
             figure.add_scatter(
-                x=mean["distance"], y=mean[name], name=label, mode="lines",
+                x=middle["distance"], y=middle[name], name=label, mode="lines",
                 line={"color": "#222222", "width": 2.5, "dash": dash},
             )  # fmt: skip
     figure.update_layout(

@@ -56,6 +56,19 @@ def batched(rows: Iterable[Row], budget: int, window: int = WINDOW) -> Iterator[
             start += n
 
 
+def first_rows(rows: Iterable[Row], tokens: int, folds: int = 1) -> Iterator[Row]:
+    """The first rows, until each fold of documents (their ordinal modulo `folds`) has its share of so many tokens; rows that
+    bring a fold nothing that it lacks are left out."""
+    left = np.full(folds, -(-tokens // folds))
+    for row in rows:
+        own = np.bincount(row.documents % folds, minlength=folds)
+        if ((own > 0) & (left > 0)).any():
+            left -= own
+            yield row
+        if (left <= 0).all():
+            return
+
+
 def fitting(rows: list[Row], budget: int) -> int:
     """How many of the rows, longest first, fit the budget; at least one."""
     return max(1, budget // len(rows[0]))

@@ -43,14 +43,14 @@ class Canonical(NamedTuple):
         return cls(squares.clamp(0, 1).sqrt(), white_x @ u, white_y @ (v / v.norm(dim=0).clamp_min(1e-300)))
 
     def on(self, joint: Joint) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
-        """Correlations of the same directions on other rows, -1 to 1; and the share of y's whitened squares there that each
-        direction of y has. (On the rows that whitened y all shares are equal; a direction that a single row made has none on
-        others, however well it correlates.)"""
+        """Correlations of the same directions on other rows, -1 to 1, and the squares of y along each. (Where y was whitened by
+        its own rows all of these are equal; a direction that a single row made has none on others, however well it
+        correlates.)"""
         x, y = (
             ((square @ side) * side).sum(0).clamp_min(1e-300)
             for square, side in ((joint.xx, self.left), (joint.yy, self.right))
         )
-        return ((joint.xy @ self.right) * self.left).sum(0) / (x * y).sqrt(), y / y.sum()
+        return ((joint.xy @ self.right) * self.left).sum(0) / (x * y).sqrt(), y
 
 
 def correlations(joint: Joint, source: Spectrum, target: Spectrum) -> Float[Tensor, " k"]:
@@ -60,15 +60,14 @@ def correlations(joint: Joint, source: Spectrum, target: Spectrum) -> Float[Tens
     return torch.linalg.eigvalsh(crossed @ crossed.T).flip(0).clamp(0, 1).sqrt()
 
 
-def ceiling(found: Float[Tensor, " k"], shares: Float[Tensor, " k"] | float) -> Float[Tensor, " ranks"]:
-    """The whitened R² that a map of rank 0, 1, … along directions of these correlations cannot exceed, whatever its slopes.
-    Negative ones count as none.
+def ceiling(found: Float[Tensor, " k"], squares: Float[Tensor, " k"] | float) -> Float[Tensor, " ranks"]:
+    """What slopes that are not negative can explain at most along 0, 1, … directions of these correlations.
 
     Args:
-        shares: Of y's squares, a direction; 1 / d in sample, as published.
+        squares: Of y along each.
     """
-    squares = found.clamp_min(0).square() * shares
-    return torch.cat([squares.new_zeros(1), squares.cumsum(0)])
+    explained = found.clamp_min(0).square() * squares
+    return torch.cat([explained.new_zeros(1), explained.cumsum(0)])
 
 
 def participation(found: Float[Tensor, " k"]) -> float:

@@ -206,6 +206,8 @@ class Fitting:
         """Of a site over some folds of pairs."""
         chosen = tuple(self.folds if folds is None else folds)
         if (site, chosen) not in self._spectra:
+            for known in [key for key in self._spectra if key[0] != site and key[1] != tuple(self.folds)]:
+                del self._spectra[known]  # of folds only the source's are asked for, and sources come one after the other
             own = self.moments.spread(site, self.strata, self.moments.layout.folds_of(chosen))
             self._spectra[site, chosen] = Spectrum.of(own.xx, self.moments.noise(site, chosen))
         return self._spectra[site, chosen]
