@@ -182,7 +182,7 @@ def test_scores_of_a_direction_from_moments_are_those_from_activations(tiny64):
     fitting, pair = Fitting(moments, "ordinary"), moments.pairs[0]
     held = held_out(fitting, Recipe(), pair)
     chosen = choose(model, pair.target, moments.spread(pair.target, "ordinary"), ["principal:6", "neurons:5", "random:4"], 0)
-    tokens = TokenScores.of(moments, "ordinary", pair, chosen, held.splits)
+    tokens = TokenScores.of(fitting, pair, chosen, held.splits, {})
     a, b, fold, documents = [], [], [], []
     for batch in wb.stream(model, wb.Corpus(TEXTS), list(pair[:2]), **QUIET):
         tokens(batch)
@@ -217,8 +217,12 @@ def test_scores_of_a_direction_from_moments_are_those_from_activations(tiny64):
             assert f"{int(active.sum())} active tokens" in columns["note"][i]
     assert any(note for note in columns["note"])
     assert not all(note for note in columns["note"])
-    low, high = tokens.interval(seed=0)
-    assert low < held.prediction.r2() < high
+    white = Metric.whitening(fitting.spectrum(pair.target)).root
+    for name, root in (("held_out", None), ("whitened_held_out", white)):
+        low, high = tokens.intervals(seed=0)[name]
+        assert low < held.prediction.r2(root) < high
+        every = torch.ones(1, 2, tokens.sums.shape[1], dtype=torch.float64)
+        assert float(tokens._whole_r2(name, every)) == pytest.approx(held.prediction.r2(root), abs=1e-8)
     assert spread.n == len(a)
 
 
@@ -403,16 +407,16 @@ def test_sources_of_a_token_come_before_it_in_its_own_document():
     ordinary[[0, 4]] = False
     pattern = np.random.default_rng(0).random((1, n, n))
     pattern[0, :, 0] = 99.0  # a sink, which all attend to
-    at, sources = _sources(known, ordinary, [n], pattern, np.random.default_rng(1))
-    assert at.tolist() == [2, 3, 6, 8, 9, 10, 11]
-    for index in sources.values():
-        for token, source in zip(at, index, strict=True):
-            assert source < token
-            assert known.document[source] == known.document[token]
-            assert ordinary[source]
-    for token, source in zip(at, sources["attention"], strict=True):
-        allowed = [i for i in range(token) if ordinary[i] and known.document[i] == known.document[token]]
-        assert source == max(allowed, key=lambda i: pattern[0, token, i])
+    for top, expected in ((1, [2, 3, 5, 6, 8, 9, 10, 11]), (2, [3, 5, 6, 9, 10, 11])):
+        at, sources = _sources(known, ordinary, [n], pattern, top, np.random.default_rng(1))
+        assert at.tolist() == expected
+        for i, token in enumerate(at):
+            allowed = [i for i in range(token) if ordinary[i] and known.document[i] == known.document[token]]
+            best = sorted(allowed, key=lambda j: -pattern[0, token, j])[:top]
+            assert sources["attention"][i].tolist() == best
+            assert sources["previous"][i].tolist() == allowed[::-1][:top]
+            assert set(sources["random"][i]) <= set(allowed)
+            assert len(set(sources["random"][i])) == top
 
 
 def test_partners_are_of_another_document():
@@ -453,7 +457,7 @@ def test_a_planted_route_is_found_and_controls_add_nothing(llama, monkeypatch):
 
     monkeypatch.setattr("workbench.analyses.transport_routes._routed", routed)
     rows = route_rows(
-        llama, wb.Corpus(TEXTS), Pair("resid_post.0", "resid_post.1"), Recipe(), tokens=10_000, seed=0, progress=False
+        llama, wb.Corpus(TEXTS), Pair("resid_post.0", "resid_post.1"), Recipe(), tokens=10_000, top=1, seed=0, progress=False
     )
     own = pd.DataFrame(rows).set_index("route")
     assert own.loc["same", "alone"] == pytest.approx(0.8, abs=0.02)
@@ -464,7 +468,7 @@ def test_a_planted_route_is_found_and_controls_add_nothing(llama, monkeypatch):
 
 
 def test_routes_of_a_model_are_followed(llama):
-    result = wb.transport(llama, TEXTS, ["0>2"], routes=800, weigh=[], closely=False, **QUIET)
+    result = wb.transport(llama, TEXTS, ["0>2"], routes=800, sources=2, weigh=[], closely=False, **QUIET)
     assert result.routes is not None
     own = result.routes.set_index("route")
     assert own.loc["shuffled", "alone"] < 0.05

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from workbench.analyses.scan import scan as scan
     from workbench.analyses.top_activations import TopActivations as TopActivations
     from workbench.analyses.top_activations import top_activations as top_activations
-    from workbench.analyses.transport import TransportScores as TransportScores
     from workbench.analyses.transport import transport as transport
+    from workbench.analyses.transport_scores import TransportScores as TransportScores
     from workbench.analyses.word_activations import WordActivations as WordActivations
     from workbench.capturing import capture as capture
     from workbench.collecting import collect_moments as collect_moments
@@ -74,7 +74,7 @@ _HOMES = {
     "Site": "workbench.sites",
     "TopActivations": "workbench.analyses.top_activations",
     "Transport": "workbench.transports.transport",
-    "TransportScores": "workbench.analyses.transport",
+    "TransportScores": "workbench.analyses.transport_scores",
     "Transports": "workbench.transports.fit",
     "Vocabulary": "workbench.vocabulary",
     "WordActivations": "workbench.analyses.word_activations",

@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from html import escape
 from pathlib import Path
-from textwrap import fill
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -26,15 +23,14 @@ from workbench.analyses.transport_directions import Asked, choose, direction_row
 from workbench.analyses.transport_metrics import FISHER_TOKENS, fisher, readers
 from workbench.analyses.transport_pairs import curve_rows, held_out, pair_row
 from workbench.analyses.transport_routes import require_states, route_rows
+from workbench.analyses.transport_scores import TransportScores
 from workbench.analyses.transport_tokens import TokenScores
-from workbench.artifacts import read_tables, write_tables
 from workbench.collecting import collect_moments, site_width
 from workbench.corpus.corpus import Corpus
 from workbench.errors import TooFewTokens, UnknownOption, require_one_of
 from workbench.model import LanguageModel
 from workbench.moments.layout import Pair, pairs_between
 from workbench.moments.moments import Spread, Strata
-from workbench.results import Result
 from workbench.sites import Site, depth, parse_pair, state, state_number
 from workbench.streaming.stream import stream
 from workbench.transports.fit import Fitting, Recipe
@@ -42,153 +38,10 @@ from workbench.transports.solving import Metric
 
 if TYPE_CHECKING:
     import pandas as pd
-    import plotly.graph_objects as go
 
-KIND = "transport"
-TABLES = ("transport", "curves", "directions", "routes", "damage")
-PICTURES = ("transport", "decay", "curves", "directions")
 CLOSELY = 16
 """Pairs that are looked at closely (curves, directions, intervals), if it was not said whether to."""
 WEIGHTS = ("fisher", "readers")
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class TransportScores(Result):
-    """`table` has a row a pair and strata: source, target, from, to (states, if they are any), distance, strata, n, and
-
-    - in_sample, adjusted, held_out, null (shuffled documents): R², variance-weighted; low, high: 95 % of held_out over
-      documents (of the first strata; nan with fewer than 5 groups of documents in a fold);
-    - whitened_in_sample, whitened_held_out, whitened_null: R² with the target whitened; ceiling_in_sample, as published: what
-      no map can exceed on the rows of the fit; ceiling: what the map's canonical directions explain of other documents, with
-      the best slopes there; efficiency: whitened_held_out / ceiling;
-    - fisher, readers (and _null): R² weighed by what the output, or the next block, depends on;
-    - size_published, size_null: the participation ratio of canonical correlations, and of those of shuffled documents; size: of
-      those alone that exceed, on rows they were not fitted on, every shuffled one (null_edge); correlations_above_null: how
-      many;
-    - kept_source, kept_target: directions above the precision of the sums; freedom, strength: of the map.
-
-    `curves`: R² by rank (`transport_pairs.curve_rows`). `directions`: a row a direction (`transport_directions`, and from the
-    second pass `transport_tokens`). `routes`, `damage`: as their modules say. None where they were not asked for.
-    """
-
-    curves: pd.DataFrame | None
-    directions: pd.DataFrame | None
-    routes: pd.DataFrame | None
-    damage: pd.DataFrame | None
-
-    def matrix(self, column: str = "held_out", strata: Strata | None = None) -> pd.DataFrame:
-        """A score as a square, sources down and targets across, by state.
-
-        Raises:
-            UnknownOption: if there is no such column, or pairs are not of states.
-        """
-        table = self._of(strata)
-        if column not in table or table["from"].isna().any():
-            raise UnknownOption(f"column={column!r}: pairs of states have {', '.join(table.select_dtypes('number'))}.")
-        return table.pivot(index="from", columns="to", values=column)
-
-    def decay(self, strata: Strata | None = None) -> pd.DataFrame:
-        """Scores by distance, medians over pairs: columns distance, pairs, held_out, null, efficiency, fisher, readers,
-        size."""
-        table = self._of(strata)
-        wanted = [name for name in ("held_out", "null", "efficiency", "fisher", "readers", "size") if name in table]
-        groups = table.groupby("distance")
-        return groups[wanted].median().assign(pairs=groups.size()).reset_index()
-
-    def plot(self, column: str = "held_out") -> go.Figure:
-        """Pairs of states as a heatmap: under the cursor, and in `customdata`, the pair as `4>8` and its other scores.
-
-        Raises:
-            UnknownOption: if there is no such column, or pairs are not of states.
-        """
-        from workbench.plots.transport import plot_matrix
-
-        return plot_matrix(self, column)
-
-    def plot_curves(self) -> go.Figure:
-        """R² over ranks, a column a pair and a row a metric: each metric's best truncation, the published one, and ceilings.
-
-        Raises:
-            UnknownOption: if there are none.
-        """
-        from workbench.plots.transport import plot_curves
-
-        return plot_curves(self, self._closely("curves"))
-
-    def plot_decay(self) -> go.Figure:
-        """Scores by distance, a line a source."""
-        from workbench.plots.transport import plot_decay
-
-        return plot_decay(self)
-
-    def plot_directions(self) -> go.Figure:
-        """Each direction: how well it is carried where it is active, against all tokens.
-
-        Raises:
-            UnknownOption: if no directions were scored.
-        """
-        from workbench.plots.transport import plot_directions
-
-        return plot_directions(self, self._closely("directions"))
-
-    def figures(self) -> dict[str, go.Figure]:
-        """All pictures that this result has, by name."""
-        of_states = not self.table["from"].isna().any()
-        makers = (self.plot, self.plot_decay, self.plot_curves, self.plot_directions)
-        there = (of_states, of_states, self.curves is not None, self.directions is not None)
-        return {name: make() for name, make, wanted in zip(PICTURES, makers, there, strict=True) if wanted}
-
-    def paragraph(self) -> str:
-        """What the numbers mean, in words."""
-        from workbench.analyses.transport_text import paragraph
-
-        return paragraph(self)
-
-    def save(self, folder: str | Path) -> Path:
-        """Write transport.parquet, the other tables there are, and, last, run.json.
-
-        Raises:
-            CannotWrite: if the folder cannot be written.
-        """
-        return write_tables(folder, KIND, self.settings, self.tables())
-
-    @classmethod
-    def load(cls, folder: str | Path) -> TransportScores:
-        """Read what `save` wrote.
-
-        Raises:
-            BadArtifact: if the folder holds no such result, or a damaged one.
-        """
-        table, others, settings = read_tables(folder, KIND, "workbench transport", TABLES[1:])
-        return cls(table=table, settings=settings, **others)
-
-    def tables(self) -> dict[str, pd.DataFrame | None]:
-        """All of them, by the names of their files."""
-        own = (self.table, self.curves, self.directions, self.routes, self.damage)
-        return dict(zip(TABLES, own, strict=True))
-
-    def overview(self) -> pd.DataFrame:
-        """The columns that one looks at first."""
-        wanted = ["source", "target", "strata", "held_out", "low", "high", "null", "efficiency", "size", "fisher", "readers"]
-        return self.table[[name for name in wanted if name in self.table]]
-
-    def __str__(self) -> str:
-        lines = self.overview().round(3).to_string(index=False, max_rows=12)
-        rest = " ".join(f".{name}" for name, table in list(self.tables().items())[1:] if table is not None)
-        return f"{fill(self.paragraph(), 120)}\n\n{lines}\n  .table {rest} .matrix() .decay() .plot() .save(folder)"
-
-    def _repr_html_(self) -> str:
-        return f"<p>{escape(self.paragraph())}</p>{self.overview().round(3).to_html(index=False, max_rows=12)}"
-
-    def _closely(self, name: str) -> pd.DataFrame:
-        found = self.tables()[name]
-        if found is None:
-            raise UnknownOption(f"No {name} were made. Name few pairs, or pass closely=True (--closely).")
-        return found
-
-    def _of(self, strata: Strata | None) -> pd.DataFrame:
-        first = self.settings["strata"][0] if strata is None else strata
-        return self.table[self.table["strata"] == first]
 
 
 def transport(
@@ -203,6 +56,7 @@ def transport(
     closely: bool | None = None,
     directions: Asked | Sequence[Asked] | None = None,
     routes: int = 0,
+    sources: int = 1,
     damage: int = 0,
     one_in: int = 1,
     any_order: bool = False,
@@ -230,6 +84,7 @@ def transport(
             (write rows of the last MLP before the target) or `neurons@12:32`, `random:32`; a .safetensors or .npy file;
             vectors. If None, 32 of each kind that the target has.
         routes: Also follow other tokens as sources, on so many tokens (pairs of states).
+        sources: For `routes`: how many tokens each route gives, the most attended ones, the nearest ones, and so on.
         damage: Also replace the target, from the fifth position on, by what is carried there, and by ablations, and measure the
             loss on so many held-out tokens.
         one_in: For `damage`: of these positions, every so-manieth is replaced.
@@ -251,7 +106,7 @@ def transport(
     if directions is not None:
         wanted = list(directions) if isinstance(directions, (list, tuple)) else [directions]
     strata = list(dict.fromkeys(strata))
-    _require_options(kind, strata, weigh, routes, damage, one_in)
+    _require_options(kind, strata, weigh, routes, sources, damage, one_in)
     pair_list = _pairs(model, asked, any_order=any_order)
     closely = len(pair_list) <= CLOSELY if closely is None else closely
     _require_possible(model, pair_list, wanted if closely else [], routes, damage)
@@ -282,11 +137,12 @@ def transport(
             if one == strata[0]:
                 own = choose(model, pair.target, moments.spread(pair.target, one), wanted, seed)
                 found = direction_rows(own, real.prediction, None if shuffled is None else shuffled.prediction, seed)
-                looked.append(([about | row for row in found], TokenScores.of(moments, one, pair, own, real.splits)))
+                tokens = TokenScores.of(fitting, pair, own, real.splits, weights.get(pair.target, {}))
+                looked.append(([about | row for row in found], tokens))
     settings = moments.settings | {
         "d_model": model.d_model, "fit": kind, "strata": strata, "null": null, "weigh": list(weigh), "closely": closely,
         "directions": None if wanted is None else [_told(one) for one in wanted], "routes": routes, "damage": damage,
-        "one_in": one_in, "fisher_tokens": fisher_tokens if "fisher" in weigh else None,
+        "sources": sources if routes else None, "one_in": one_in, "fisher_tokens": fisher_tokens if "fisher" in weigh else None,
         "unshuffled": moments.unshuffled if null else None, "pairs": len(chosen),
     }  # fmt: skip
     table = pd.DataFrame(rows)
@@ -294,7 +150,7 @@ def transport(
     routed = [
         _about(pair, model) | row
         for pair in (chosen if routes else ())
-        for row in route_rows(model, corpus, pair, recipe, tokens=routes, seed=seed, progress=progress)
+        for row in route_rows(model, corpus, pair, recipe, tokens=routes, top=sources, seed=seed, progress=progress)
     ]
     damaged: list[dict[str, Any]] = []
     if damage:
@@ -326,7 +182,9 @@ def _second_pass(
     for found, tokens in looked:
         source, target = tokens.pair[:2]
         at = (table["source"] == source) & (table["target"] == target) & (table["strata"] == tokens.strata)
-        table.loc[at, ["low", "high"]] = tokens.interval(seed)
+        for name, ends in tokens.intervals(seed).items():
+            prefix = "" if name == "held_out" else f"{name}_"
+            table.loc[at, [f"{prefix}low", f"{prefix}high"]] = ends
         columns = tokens.columns(seed)
         rows += [row | {name: values[i] for name, values in columns.items()} for i, row in enumerate(found)]
     return pd.DataFrame(rows) if rows else None
@@ -401,7 +259,9 @@ def _about(pair: Pair, model: LanguageModel) -> dict[str, Any]:
     return {"source": pair.source, "target": pair.target, "from": first, "to": last, "distance": distance}
 
 
-def _require_options(kind: str, strata: Sequence[Strata], weigh: Sequence[str], routes: int, damage: int, one_in: int) -> None:
+def _require_options(
+    kind: str, strata: Sequence[Strata], weigh: Sequence[str], routes: int, sources: int, damage: int, one_in: int
+) -> None:
     """
     Raises:
         UnknownOption: if one is not known, or a number is out of range.
@@ -412,10 +272,10 @@ def _require_options(kind: str, strata: Sequence[Strata], weigh: Sequence[str], 
     for one in weigh:
         if one not in WEIGHTS and not re.fullmatch(r"readers@\d+", one):
             raise UnknownOption(f"weigh={one!r} is not known. Use 'fisher', 'readers' (of the next block), or 'readers@20'.")
-    if not strata or routes < 0 or damage < 0 or damage == 1 or one_in < 1:
+    if not strata or routes < 0 or damage < 0 or damage == 1 or min(one_in, sources) < 1:
         raise UnknownOption(
-            f"strata={list(strata)}, routes={routes}, damage={damage}, one_in={one_in}: name a stratum; routes and damage are "
-            "numbers of tokens, 0 for none (damage needs 2); one_in is 1 or more."
+            f"strata={list(strata)}, routes={routes}, sources={sources}, damage={damage}, one_in={one_in}: name a stratum; "
+            "routes and damage are numbers of tokens, 0 for none (damage needs 2); sources and one_in are 1 or more."
         )
 
 

@@ -1,10 +1,10 @@
 """Where a target's state was carried from: its own token before, or others, which same-token maps cannot see.
 
 Szablewski and Masiak 2025 (arXiv 2508.17540) pair a token's state with its own, earlier one, so that what attention brings from
-other tokens counts as computed. Here the state of another token is given to the map too, by several routes: the token that the
-blocks between attend to most, and the one before; and, as controls, an earlier one at random, and one of another document. What
-counts is what a route adds to the same token's own state. Tokens of a sink are no source: they are attended to by all, and say
-nothing of where anything came from.
+other tokens counts as computed. Here the states of other tokens are given to the map too, by several routes: those that the
+blocks between attend to most, and those just before; and, as controls, earlier ones at random, and some of other documents.
+What counts is what a route adds to the same token's own state. Tokens of a sink are no source: they are attended to by all, and
+say nothing of where anything came from.
 """
 
 from __future__ import annotations
@@ -39,24 +39,33 @@ FOLDS = 2
 
 
 def route_rows(
-    model: LanguageModel, corpus: Corpus, pair: Pair, recipe: Recipe, *, tokens: int, seed: int, progress: bool
+    model: LanguageModel,
+    corpus: Corpus,
+    pair: Pair,
+    recipe: Recipe,
+    *,
+    tokens: int,
+    top: int,
+    seed: int,
+    progress: bool,
 ) -> list[dict[str, Any]]:
     """Held-out R² of the target from each route `alone`, `with_same` (beside the same token's own state), and what that is more
     than with a state of another document (`above_shuffled`, which has as many numbers): a row a route, all on the same tokens.
 
     Args:
+        top: How many tokens each route gives, side by side.
         tokens: Of the corpus, half of each fold, to the end of their rows; somewhat fewer have a source by every route.
     Raises:
         UnknownOption, UnknownSite: as `require_states`.
         TooFewTokens: if a fold of documents has none.
     """
     first, last = require_states(model, pair)
-    widths: dict[str, int] = dict.fromkeys((*ROUTES, "target"), model.d_model)
+    widths = {route: model.d_model * (1 if route == "same" else top) for route in ROUTES} | {"target": model.d_model}
     pairs = [Pair(route, "target") for route in ROUTES] + [Pair("same", route) for route in ROUTES[1:]]
     layout = Layout(widths, tuple(pairs), "two", FOLDS, FOLDS)
     accumulator = Accumulator(layout, model.device, torch.float64, tokens=AT_ONCE)
     with tqdm(total=tokens, desc=f"routes {first}>{last}", unit="token", disable=not progress) as bar:
-        for values, document in _routed(model, corpus, pair, range(first, last), tokens, seed):
+        for values, document in _routed(model, corpus, pair, range(first, last), tokens, top, seed):
             accumulator.add(values, np.full(len(document), ORDINARY), document)
             bar.update(len(document))
     moments = Moments(layout, accumulator.sums().finished(torch.device("cpu")), {})
@@ -88,7 +97,7 @@ def require_states(model: LanguageModel, pair: Pair) -> tuple[int, int]:
 
 @torch.no_grad()
 def _routed(
-    model: LanguageModel, corpus: Corpus, pair: Pair, blocks: range, tokens: int, seed: int
+    model: LanguageModel, corpus: Corpus, pair: Pair, blocks: range, tokens: int, top: int, seed: int
 ) -> Iterator[tuple[dict[str, Tensor], np.ndarray]]:
     """Rows of sources and targets of each batch, with the document of each."""
     source, target = (Site.parse(site, model.n_layers) for site in pair[:2])
@@ -108,16 +117,17 @@ def _routed(
             usual = np.median(size[ordinary], axis=0)
         ordinary &= True if usual is None else (size <= MASSIVE * usual).all(1)
         pattern = torch.stack([kept[site].float() for site in patterns]).sum(0).cpu().numpy()
-        at, sources = _sources(known, ordinary, [len(row) for row in rows], pattern, random)
+        at, sources = _sources(known, ordinary, [len(row) for row in rows], pattern, top, random)
         if not len(at):
             continue
         own, document = x[torch.from_numpy(at).to(x.device)], known.document[at]
         bank = own if donors is None else torch.cat([donors, own])
-        drawn, there = _elsewhere(np.concatenate([owners, document]), document, random)
+        drawn, there = _elsewhere(np.concatenate([owners, document]), np.repeat(document, top), random)
+        drawn, there = drawn.reshape(-1, top), there[::top]
         donors, owners = own, document
-        values = {"same": own, "shuffled": bank[torch.from_numpy(drawn).to(x.device)]}
-        values |= {"target": y[torch.from_numpy(at).to(y.device)]}
-        values |= {route: x[torch.from_numpy(index).to(x.device)] for route, index in sources.items()}
+        values = {"same": own, "target": y[torch.from_numpy(at).to(y.device)]}
+        values |= {"shuffled": bank[torch.from_numpy(drawn).to(x.device)].flatten(1)}
+        values |= {route: x[torch.from_numpy(index).to(x.device)].flatten(1) for route, index in sources.items()}
         kept_tokens = torch.from_numpy(np.flatnonzero(there)).to(x.device)
         yield {route: value[kept_tokens] for route, value in values.items()}, document[there]
 
@@ -141,9 +151,10 @@ def _averaged(place: Any, value: Tensor) -> Tensor:
 
 
 def _sources(
-    known: Tokens, ordinary: np.ndarray, lengths: list[int], pattern: np.ndarray, random: np.random.Generator
+    known: Tokens, ordinary: np.ndarray, lengths: list[int], pattern: np.ndarray, top: int, random: np.random.Generator
 ) -> tuple[np.ndarray, dict[Route, np.ndarray]]:
-    """Which tokens have a source by every route, and where each of these stands; indices into the real tokens of the batch."""
+    """Which tokens have so many sources, `[token]`, and where those of each route stand, `[token, top]`; indices into the real
+    tokens of the batch. A source is an ordinary token before it in its own document."""
     at: list[np.ndarray] = []
     found: dict[Route, list[np.ndarray]] = {"attention": [], "previous": [], "random": []}
     start = 0
@@ -151,16 +162,15 @@ def _sources(
         own = slice(start, start + length)
         fine, document = ordinary[own], known.document[own]
         allowed = np.tri(length, k=-1, dtype=bool) & fine & (document[:, None] == document)
-        before = np.zeros(length, bool)
-        before[1:] = fine[:-1] & (document[1:] == document[:-1])
-        chosen = np.flatnonzero(fine & before)
+        chosen = np.flatnonzero(fine & (allowed.sum(1) >= top))
         weights: dict[Route, np.ndarray] = {
             "attention": pattern[row, :length, :length],
+            "previous": np.broadcast_to(np.arange(length), (length, length)),
             "random": random.random((length, length)),
         }
         for route, weight in weights.items():
-            found[route].append(start + np.where(allowed, weight, -1.0).argmax(1)[chosen])
-        found["previous"].append(start + chosen - 1)
+            best = np.argsort(np.where(allowed, -weight, np.inf)[chosen], axis=1, kind="stable")
+            found[route].append(start + best[:, :top])
         at.append(start + chosen)
         start += length
     return np.concatenate(at), {route: np.concatenate(index) for route, index in found.items()}

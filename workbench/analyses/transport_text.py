@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
-    from workbench.analyses.transport import TransportScores
+    from workbench.analyses.transport_scores import TransportScores
 
 
 def paragraph(result: TransportScores) -> str:
@@ -68,9 +68,12 @@ def _routes(result: TransportScores) -> list[str]:
     if result.routes is None:
         return []
     gains = result.routes.groupby("route", sort=False)["above_shuffled"].median()
-    named = {"attention": "the token attended to most", "previous": "the one before", "random": "an earlier one at random"}
+    named = {"attention": "those attended to most", "previous": "those just before", "random": "earlier ones at random"}
     said = ", ".join(f"{words} {gains[route]:+.3f}" for route, words in named.items())
-    return [f"Beside the token's own state, the state of another token adds, above one of another document: {said} (median)."]
+    n = result.settings["sources"]
+    n = result.settings["sources"]
+    one = "the state of one other token of the text adds" if n == 1 else f"the states of {n} other tokens of the text add"
+    return [f"Beside the token's own state, {one} to this, above what tokens of other documents do: {said} (medians)."]
 
 
 def _damage(result: TransportScores) -> list[str]:

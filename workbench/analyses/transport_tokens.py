@@ -7,7 +7,7 @@ stand beside those of all tokens, and with `f1`, of telling active tokens by the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +19,11 @@ from workbench.analyses.transport_directions import Chosen
 from workbench.analyses.transport_pairs import Split
 from workbench.corpus.corpus import ORDINARY
 from workbench.moments.layout import Layout, Pair
-from workbench.moments.moments import Moments, Strata
+from workbench.moments.moments import Strata
 from workbench.streaming.token_batch import TokenBatch
-from workbench.transports.fit import Fitted
+from workbench.transports.fit import Fitted, Fitting
 from workbench.transports.prediction import Along
+from workbench.transports.solving import Metric
 
 ACTIVE = 2.0
 FEWEST = 30
@@ -47,29 +48,42 @@ class TokenScores:
     """Of the target, from which all is counted."""
     threshold: Tensor
     """`[direction]`, above the mean."""
+    roots: dict[str, Tensor | None]
+    """Of the metrics to score in, by the column of the scores; None: the plain one."""
     sums: Tensor = field(init=False)
     """`[fold, group, all tokens and active ones, direction, (1, a, â, a², â², aâ)]`."""
     told: Tensor = field(init=False)
     """`[direction, (active and told, told)]`."""
-    whole: Tensor = field(init=False)
-    """`[fold, group, (1, |y - ŷ|², |y|²)]`; y counted from the mean."""
-    total: Tensor = field(init=False)
-    """`[fold, group, width]`: of y."""
+    whole: dict[str, Tensor] = field(init=False)
+    """By metric, `[fold, group, (1, |y - ŷ|², |y|²)]`; y counted from the mean."""
+    total: dict[str, Tensor] = field(init=False)
+    """By metric, `[fold, group, width]`: of y."""
 
     def __post_init__(self) -> None:
         cells, f = (len(self.maps), GROUPS), len(self.chosen.rows)
         self.sums = torch.zeros(*cells, 2, f, 6, dtype=torch.float64)
         self.told = torch.zeros(f, 2, dtype=torch.float64)
-        self.whole = torch.zeros(*cells, 3, dtype=torch.float64)
-        self.total = torch.zeros(*cells, len(self.mean), dtype=torch.float64)
+        self.whole = {name: torch.zeros(*cells, 3, dtype=torch.float64) for name in self.roots}
+        widths = {name: len(self.mean) if root is None else root.shape[1] for name, root in self.roots.items()}
+        self.total = {name: torch.zeros(*cells, width, dtype=torch.float64) for name, width in widths.items()}
 
     @classmethod
-    def of(cls, moments: Moments, strata: Strata, pair: Pair, chosen: Chosen, splits: Sequence[Split]) -> TokenScores:
+    def of(
+        cls, fitting: Fitting, pair: Pair, chosen: Chosen, splits: Sequence[Split], weights: Mapping[str, Metric]
+    ) -> TokenScores:
+        """
+        Args:
+            weights: Further metrics of the target, by the column of their scores.
+        """
+        moments, strata = fitting.moments, fitting.strata
         spread = moments.spread(pair.target, strata)
         rows = chosen.rows.to(spread.xx)
         deviation = (((rows @ spread.xx) * rows).sum(1) / max(spread.n, 1)).clamp_min(0).sqrt()
         maps = [(one.fold, one.fitted) for one in splits]
-        return cls(pair, chosen, maps, moments.layout, strata, spread.mean.cpu(), ACTIVE * deviation.cpu())
+        roots: dict[str, Tensor | None] = {"held_out": None}
+        roots |= {"whitened_held_out": Metric.whitening(fitting.spectrum(pair.target)).root}
+        roots |= {name: metric.root for name, metric in weights.items()}
+        return cls(pair, chosen, maps, moments.layout, strata, spread.mean.cpu(), ACTIVE * deviation.cpu(), roots)
 
     def __call__(self, batch: TokenBatch) -> None:
         """Add the tokens of a batch."""
@@ -97,17 +111,25 @@ class TokenScores:
             self.told += torch.stack([(active & told).sum(0), told.sum(0)], -1)
 
     def _add_whole(self, fold: int, group: Tensor, target: Tensor, predicted: Tensor) -> None:
-        squares = torch.stack([(target - predicted).square().sum(1), target.square().sum(1)], 1).double().cpu()
-        self.whole[fold].index_add_(0, group, torch.cat([torch.ones(len(group), 1, dtype=torch.float64), squares], 1))
-        self.total[fold].index_add_(0, group, target.double().cpu())
+        for name, root in self.roots.items():
+            y, missed = target, target - predicted
+            if root is not None:
+                y, missed = y @ root.to(y), missed @ root.to(y)
+            squares = torch.stack([missed.square().sum(1), y.square().sum(1)], 1).double().cpu()
+            self.whole[name][fold].index_add_(0, group, torch.cat([torch.ones_like(squares[:, :1]), squares], 1))
+            self.total[name][fold].index_add_(0, group, y.double().cpu())
 
-    def interval(self, seed: int) -> tuple[float, float]:
-        """95 % of the held-out R² over draws of documents; nan with fewer than `FEWEST_GROUPS` of these in a fold."""
+    def intervals(self, seed: int) -> dict[str, tuple[float, float]]:
+        """95 % of the held-out R² over draws of documents, by metric; nan with fewer than `FEWEST_GROUPS` of these in a
+        fold."""
         if not self._has_enough:
-            return float("nan"), float("nan")
-        found = [self._whole_r2(drawn) for drawn in self._draws(seed, 100)]
-        low, high = np.nanquantile(torch.cat(found).numpy(), [0.025, 0.975])
-        return float(low), float(high)
+            return dict.fromkeys(self.roots, (float("nan"), float("nan")))
+        ends = {}
+        for name in self.roots:
+            found = [self._whole_r2(name, drawn) for drawn in self._draws(seed, 100)]
+            low, high = np.nanquantile(torch.cat(found).numpy(), [0.025, 0.975])
+            ends[name] = float(low), float(high)
+        return ends
 
     def columns(self, seed: int) -> dict[str, list[Any]]:
         """What the second pass adds to the rows of directions: low and high (95 % over documents), and of active tokens n, the
@@ -140,18 +162,23 @@ class TokenScores:
 
     @property
     def _has_enough(self) -> bool:
-        return bool(((self.whole[..., 0] > 0).sum(1) >= FEWEST_GROUPS).all())
+        return bool((self._there.sum(1) >= FEWEST_GROUPS).all())
+
+    @property
+    def _there(self) -> Tensor:
+        """Which groups hold tokens, `[fold, group]`."""
+        return self.whole["held_out"][..., 0] > 0
 
     def _draws(self, seed: int, at_once: int):
         """How often each group of documents is in each draw, `[draws, fold, group]`, some draws at once: groups that hold
         tokens are drawn with replacement."""
         random = np.random.default_rng(seed)
-        there = (self.whole[..., 0] > 0).flatten().numpy()
+        there = self._there.flatten().numpy()
         for start in range(0, DRAWS, at_once):
             counts = random.multinomial(there.sum(), there / there.sum(), min(at_once, DRAWS - start))
-            yield torch.from_numpy(counts).double().view(-1, *self.whole.shape[:2])
+            yield torch.from_numpy(counts).double().view(-1, *self._there.shape)
 
-    def _whole_r2(self, drawn: Tensor) -> Tensor:
-        n, error, squares = torch.einsum("dfg,fgk->dfk", drawn, self.whole).unbind(-1)
-        total = torch.einsum("dfg,fgw->dfw", drawn, self.total)
+    def _whole_r2(self, name: str, drawn: Tensor) -> Tensor:
+        n, error, squares = torch.einsum("dfg,fgk->dfk", drawn, self.whole[name]).unbind(-1)
+        total = torch.einsum("dfg,fgw->dfw", drawn, self.total[name])
         return 1 - error.sum(1) / (squares - total.square().sum(-1) / n.clamp_min(1)).sum(1)

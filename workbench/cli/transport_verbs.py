@@ -51,6 +51,7 @@ def transport(
         ),
     ] = None,
     routes: Annotated[int, typer.Option(min=0, help="Also follow other tokens as sources, on so many tokens.")] = 0,
+    sources: Annotated[int, typer.Option(min=1, help="For --routes: tokens that each route gives.")] = 1,
     damage: Annotated[int, typer.Option(min=0, help="Also replace the target, and measure the loss on so many tokens.")] = 0,
     one_in: Annotated[int, typer.Option(min=1, help="For --damage: replace one position in so many.")] = 1,
     any_order: Annotated[bool, typer.Option("--any-order", help="Allow pairs from later to earlier sites.")] = False,
@@ -69,8 +70,8 @@ def transport(
     json: Json = False,
 ) -> None:
     """Was it carried here linearly, or computed on the way? Scores of pairs of states, with their nulls."""
-    from workbench.analyses.transport import PICTURES
     from workbench.analyses.transport import transport as run
+    from workbench.analyses.transport_scores import PICTURES
     from workbench.artifacts import output_folder, write_page
 
     output_folder(out)
@@ -81,8 +82,8 @@ def transport(
         _parts(pairs),
         kind=kind.value, strata=_parts(strata), null=null,  # pyright: ignore[reportArgumentType]
         weigh=[] if weigh == "none" else _parts(weigh),
-        closely=closely, directions=directions or None, routes=routes, damage=damage, one_in=one_in, any_order=any_order,
-        fisher_tokens=fisher_tokens, batch_tokens=batch_tokens, seed=seed, progress=not json,
+        closely=closely, directions=directions or None, routes=routes, sources=sources, damage=damage, one_in=one_in,
+        any_order=any_order, fisher_tokens=fisher_tokens, batch_tokens=batch_tokens, seed=seed, progress=not json,
     )  # fmt: skip
     wrote(found.save(out))
     for name in PICTURES:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-    from workbench.analyses.transport import TransportScores
+    from workbench.analyses.transport_scores import TransportScores
 
 KINDS = {"principal": "#2a6fbb", "unembedding": "#c8702a", "neurons": "#3a8f5c", "random": "#9a9a9a"}
 OTHER = "#8f3a6b"
