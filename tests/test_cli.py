@@ -436,3 +436,23 @@ def test_transport_shows_writes_and_answers_in_json(model, tmp_path):
     one_line(command("transport", "--model", model, "--corpus", texts, *out, "--pairs", "2>1"), 2, "ends before it begins")
     wrong = ("--pairs", "1>2", "--directions", "principal:many")
     one_line(command("transport", "--model", model, "--corpus", texts, *out, *wrong), 2, "principal:32")
+
+
+def test_lenses_are_read_fitted_and_answered_in_json(model, tmp_path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n\n".join(" ".join(f"word{(i * 7 + j * j) % 97}" for j in range(12)) for i in range(30)))
+    done = command("lens", "--model", model, "--prompt", "the cat", "--out", tmp_path / "view")
+    assert done.returncode == 0, done.stderr
+    assert "logit lens of" in done.stdout
+    assert sorted(path.name for path in (tmp_path / "view").iterdir()) == [
+        "lens.html", "lens.parquet", "positions.parquet", "run.json",
+    ]  # fmt: skip
+    done = command("fit-lens", "--model", model, "--corpus", texts, "--out", tmp_path / "lens")
+    assert done.returncode == 0, done.stderr
+    assert "held-out R² of the last state" in done.stdout
+    done = command("lens", "--model", model, "--prompt", "the cat", "--lens", tmp_path / "lens", "--layers", "1", "--json")
+    answer = json.loads(done.stdout)
+    assert answer["settings"]["lens"] == "shortcut"
+    assert [row["layer"] for row in answer["by_layer"]] == [1, 2]
+    one_line(command("lens", "--model", model, "--prompt", "the cat", "--lens", tmp_path / "none"), 2, "does not exist")
+    one_line(command("lens", "--model", model, "--prompt", ""), 2, "empty")

@@ -30,6 +30,7 @@ FLOORS = [
     ["capturing"],
     ["streaming"],
     ["store", "collecting", "transports"],
+    ["lenses"],
     ["intervention", "generation"],
     ["substitution"],
     ["checks", "catalogue"],

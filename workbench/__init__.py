@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from workbench.analyses.directions import singular_directions as singular_directions
     from workbench.analyses.head_scores import HeadScores as HeadScores
     from workbench.analyses.head_scores import head_scores as head_scores
+    from workbench.analyses.lens import LensView as LensView
+    from workbench.analyses.lens import lens as lens
+    from workbench.analyses.lens import logit_lens as logit_lens
     from workbench.analyses.linearity import Linearity as Linearity
     from workbench.analyses.linearity import linearity as linearity
     from workbench.analyses.logit_attribution import Attribution as Attribution
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
     from workbench.edits.make import scale as scale
     from workbench.errors import WorkbenchError as WorkbenchError
     from workbench.intervention import intervene as intervene
+    from workbench.lenses.lens import Lens as Lens
+    from workbench.lenses.shortcut import fit_shortcut as fit_shortcut
     from workbench.loading import load as load
     from workbench.model import LanguageModel as LanguageModel
     from workbench.model_files import models as models
@@ -66,6 +71,8 @@ _HOMES = {
     "Directions": "workbench.analyses.directions",
     "HeadScores": "workbench.analyses.head_scores",
     "LanguageModel": "workbench.model",
+    "Lens": "workbench.lenses.lens",
+    "LensView": "workbench.analyses.lens",
     "Linearity": "workbench.analyses.linearity",
     "MapComparison": "workbench.analyses.map_comparison",
     "Moments": "workbench.moments.moments",
@@ -88,14 +95,17 @@ _HOMES = {
     "collect_moments": "workbench.collecting",
     "compare_maps": "workbench.analyses.map_comparison",
     "decode_directions": "workbench.analyses.decoded_directions",
+    "fit_shortcut": "workbench.lenses.shortcut",
     "fit_transports": "workbench.transports.fit",
     "head_directions": "workbench.analyses.directions",
     "head_scores": "workbench.analyses.head_scores",
     "intervene": "workbench.intervention",
+    "lens": "workbench.analyses.lens",
     "linearity": "workbench.analyses.linearity",
     "load": "workbench.loading",
     "load_edits": "workbench.edits.files",
     "logit_attribution": "workbench.analyses.logit_attribution",
+    "logit_lens": "workbench.analyses.lens",
     "map_neurons": "workbench.analyses.neuron_map",
     "models": "workbench.model_files",
     "neuron_card": "workbench.analyses.neuron_card",

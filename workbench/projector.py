@@ -53,22 +53,25 @@ class Projector:
         x: Float[Tensor, "rows d_model"],
         targets: Int[Tensor, " targets"] | Int[Tensor, "rows targets"] | None = None,
         reference: Float[Tensor, "#rows d_model"] | None = None,
+        last_of: int | None = None,
     ) -> Projection:
         require_one_of("decoder", self.decoder, get_args(Decoder))
         if reference is not None:
             _refuse_not_finite(reference, "of the reference")
             if len(reference) not in (1, len(x)):
                 raise ValueError(f"reference has {len(reference)} rows for {len(x)} to project; give one, or one for each.")
+        if last_of is not None and (reference is not None or last_of < 1 or len(x) % last_of):
+            raise ValueError(f"last_of={last_of} for {len(x)} rows: give groups of one size, and no other reference.")
         if targets is not None:
             for token in targets[(targets < 0) | (targets >= self.head.d_vocab)].tolist():
                 raise no_such_id(token, self.head.d_vocab)
             targets = targets.to(x.device).expand(len(x), -1)
-        if targets is None and reference is None and self._takes_fused(x):
+        if targets is None and reference is None and last_of is None and self._takes_fused(x):
             self.engine = "fused"
             found, crowded = self._in_one_kernel(x)
         else:
             self.engine = "tiles"
-            found, crowded = self._settled(x, self._tiles(x, targets, reference))
+            found, crowded = self._settled(x, self._tiles(x, targets, reference, last_of))
         if not torch.isfinite(found.log_normaliser).all():
             _refuse_not_finite(x, "to project")
             raise NotFinite("Logits overflow: rows of this size have no softmax. Scale them down, or use decoder='norm'.")

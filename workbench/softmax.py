@@ -48,9 +48,11 @@ class RunningSoftmax:
         self._seen = True
         if self._shifted:
             z = torch.sub(z, self._shift, out=scratch)
-        if self._weighted is not None:
-            self._weighted = self._weighted + (z.exp() * z).sum(1)
+            if self._weighted is not None:
+                self._weighted = self._weighted + (z.exp() * z).sum(1)
         weights = torch.exp(z, out=scratch)
+        if self._weighted is not None and not self._shifted:
+            self._weighted = self._weighted + torch.linalg.vecdot(weights, z)
         self.total = self.total + weights.sum(1)
         return weights, shrink
 

@@ -106,6 +106,7 @@ class Vocabulary:
         entropy: bool = False,
         targets: Int[Tensor, " targets"] | Int[Tensor, "rows targets"] | None = None,
         reference: Float[Tensor, "#rows d_model"] | None = None,
+        last_of: int | None = None,
         memory: int | None = None,
     ) -> Projection:
         """Decode rows into the vocabulary in one pass over tiles.
@@ -121,12 +122,14 @@ class Vocabulary:
             k, k_bottom: How many best and worst tokens a row; each is cut to the vocabulary's size.
             targets: Token ids whose logit and rank are wanted, the same for all rows or a row of ids each.
             reference: Rows (or one row) q for KL(softmax(q) || softmax(x)), decoded by the same decoder.
+            last_of: Rows come in groups of so many, and the last of each is the reference of all in it: KL without a product
+                more.
             memory: Bytes of logits held at a time; 192 MiB on a CPU, 2 GiB on a GPU, if not given.
         Raises:
             NotFinite: if a row holds NaN or infinity; the first such row is named.
             UnknownToken: if a target is outside the vocabulary.
         """
-        return Projector(self, decoder, k, k_bottom, entropy, memory)(x, targets, reference)
+        return Projector(self, decoder, k, k_bottom, entropy, memory)(x, targets, reference, last_of)
 
     @torch.no_grad()
     def logit_moments(
