@@ -182,3 +182,38 @@ def test_a_row_that_is_not_finite_is_named(x):
 def test_a_token_outside_the_vocabulary_is_refused(x, token):
     with pytest.raises(UnknownToken, match=f"Token id {token} is outside the vocabulary; ids go from 0 to {V - 1}"):
         vocabulary().project(x, targets=torch.tensor([token]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("small", [False, True], ids=["one window", "several windows"])
+def test_the_last_of_each_group_is_the_reference_of_all(x, dtype, small):
+    """As a reference given by itself; also where blocks and windows cut the rows."""
+    voc, rows = vocabulary(dtype), x.to(dtype)[: len(x) // 5 * 5]
+    rows[7] *= 30  # logits far from the others'
+    memory = 4 * 10 * 400 if small else None
+    found = voc.project(rows, decoder="gain", k=3, last_of=5, memory=memory)
+    last = rows[4::5].repeat_interleave(5, 0)
+    expected = voc.project(rows, decoder="gain", k=3, reference=last, memory=memory)
+    z, p = (torch.log_softmax(dense(voc, one, "gain"), 1) for one in (rows, last))
+    divergence = (p.exp() * (p - z)).sum(1)
+    torch.testing.assert_close(found.kl_nats.double(), divergence, rtol=2e-5, atol=2e-5)
+    torch.testing.assert_close(found.kl_nats, expected.kl_nats, rtol=2e-5, atol=2e-5)
+    assert (found.kl_nats[4::5] == 0).all(), "of the reference itself exactly"
+    assert torch.equal(found.top_ids, expected.top_ids)
+    with pytest.raises(ValueError, match="groups of one size"):
+        voc.project(rows, last_of=7 if len(rows) % 7 else 9)
+    with pytest.raises(ValueError, match="no other reference"):
+        voc.project(rows, last_of=5, reference=last)
+
+
+def test_ranks_of_equal_logits_go_by_the_lowest_id_wherever_tiles_end():
+    W_U = torch.zeros(D, V)
+    W_U[0] = torch.arange(V) % 7  # every logit is shared by a seventh of the tokens
+    voc = Vocabulary(W_U, None, None, nn.Identity())
+    row = torch.zeros(1, D)
+    row[0, 0] = 1.0
+    for memory in (None, 4 * 10):
+        targets = torch.arange(V)[None]
+        found = voc.project(row, targets=targets, memory=memory).target_ranks
+        order = sorted(range(V), key=lambda token: (-(token % 7), token))
+        assert found[0].tolist() == [order.index(token) for token in range(V)]
