@@ -6,6 +6,7 @@ import platform
 from dataclasses import dataclass
 from html import escape
 from importlib.metadata import PackageNotFoundError, version
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +28,11 @@ class Result:
 
     def _repr_html_(self) -> str:
         return f"<pre>{escape(str(self))}</pre>"
+
+
+def wrapped(text: str) -> str:
+    """A paragraph in lines of 120 characters."""
+    return fill(text, 120, break_on_hyphens=False)
 
 
 def versions(*more: str) -> dict[str, str]:

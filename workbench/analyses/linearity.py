@@ -26,7 +26,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from textwrap import fill
 from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm.auto import tqdm
@@ -40,7 +39,7 @@ from workbench.corpus.corpus import Corpus
 from workbench.errors import TooFewTokens, UnknownOption, require_one_of
 from workbench.model import LanguageModel
 from workbench.moments.moments import Moments, Strata
-from workbench.results import Result
+from workbench.results import Result, wrapped
 from workbench.sites import parse_layers
 from workbench.transports.fit import Recipe
 
@@ -146,7 +145,7 @@ class Linearity(Result):
 
     def __str__(self) -> str:
         lines = self.overview(self._first).round(3).to_string(index=False, max_rows=12)
-        return f"{fill(self.paragraph(), 120)}\n\n{lines}\n  .table .damage .overview() .agreement() .plot() .save(folder)"
+        return f"{wrapped(self.paragraph())}\n\n{lines}\n  .table .damage .overview() .agreement() .plot() .save(folder)"
 
     def _repr_html_(self) -> str:
         return f"<p>{escape(self.paragraph())}</p>{self.overview(self._first).round(3).to_html(index=False)}"

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from textwrap import fill
 from typing import TYPE_CHECKING
 
 from workbench.artifacts import read_tables, write_tables
 from workbench.errors import UnknownOption
 from workbench.moments.moments import Strata
-from workbench.results import Result
+from workbench.results import Result, wrapped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -146,7 +145,7 @@ class TransportScores(Result):
     def __str__(self) -> str:
         lines = self.overview().round(3).to_string(index=False, max_rows=12)
         rest = " ".join(f".{name}" for name, table in list(self.tables().items())[1:] if table is not None)
-        return f"{fill(self.paragraph(), 120)}\n\n{lines}\n  .table {rest} .matrix() .decay() .plot() .save(folder)"
+        return f"{wrapped(self.paragraph())}\n\n{lines}\n  .table {rest} .matrix() .decay() .plot() .save(folder)"
 
     def _repr_html_(self) -> str:
         return f"<p>{escape(self.paragraph())}</p>{self.overview().round(3).to_html(index=False, max_rows=12)}"

@@ -1,7 +1,6 @@
 """The verb that scores how linear layers are."""
 
 from enum import StrEnum
-from textwrap import fill
 from typing import Annotated
 
 import typer
@@ -57,6 +56,7 @@ def linearity(
     """How linear is each block, attention and MLP, really? The published score, and what is left of it."""
     from workbench.analyses.linearity import linearity as run
     from workbench.artifacts import output_folder, write_page
+    from workbench.results import wrapped
 
     output_folder(out)
     texts = load_corpus(corpus, column, length, packed, bos, max_tokens)
@@ -76,7 +76,7 @@ def linearity(
     shown = found.overview()
     rows = [[f"{value:.{0 if name == 'layer' else 3}f}" for name, value in row.items()] for row in shown.to_dict("records")]
     table("Blocks", list(shown.columns), rows)
-    print(f"\n{fill(found.paragraph(), 120)}")
+    print(f"\n{wrapped(found.paragraph())}")
     say(f"\nWritten to {out}.")
 
 

@@ -1,7 +1,6 @@
 """The verb that asks what is carried linearly from one state to another."""
 
 from enum import StrEnum
-from textwrap import fill
 from typing import Annotated
 
 import typer
@@ -73,6 +72,7 @@ def transport(
     from workbench.analyses.transport import transport as run
     from workbench.analyses.transport_scores import PICTURES
     from workbench.artifacts import output_folder, write_page
+    from workbench.results import wrapped
 
     output_folder(out)
     texts = load_corpus(corpus, column, length, packed, bos, max_tokens)
@@ -100,7 +100,7 @@ def transport(
     table(
         "Pairs" if len(found.table) <= SHOWN else f"{SHOWN} of {len(found.table)} pairs, best first", list(shown.columns), rows
     )
-    print(f"\n{fill(found.paragraph(), 120)}")
+    print(f"\n{wrapped(found.paragraph())}")
     say(f"\nWritten to {out}.")
 
 
