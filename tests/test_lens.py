@@ -10,7 +10,7 @@ from conftest import by_trait, tiny_model
 from families import tiny_hf, tiny_tokenizer
 
 import workbench as wb
-from workbench.errors import BadArtifact, NotComparable, OtherJob, TextTooLong, UnknownOption, UnknownToken
+from workbench.errors import BadArtifact, NotComparable, OtherJob, TextTooLong, UnknownOption, UnknownSite, UnknownToken
 from workbench.lenses.lens import Lens
 
 TEXTS = ["the cat sat on", "dogs in the rain and more"]
@@ -77,7 +77,7 @@ def test_padding_and_company_change_nothing(llama):
 
 def test_precision_grows_with_k_and_layers_can_be_chosen(llama):
     view = wb.logit_lens(llama, TEXTS, layers="0:2", k=1)
-    assert view.settings["layers"] == [0, 1, 2], "the model's own output is always there"
+    assert view.settings["sites"] == ["resid_post.0", "resid_post.1", "resid_post.2"], "the model's own output is always there"
     means = view.by_layer().set_index("layer")
     assert (means["precision_1"] <= means["precision_5"]).all()
     assert (means["precision_5"] <= means["precision_10"]).all()
@@ -98,15 +98,19 @@ def test_a_target_is_followed_everywhere(llama):
     np.testing.assert_allclose(own, q[:, 7], atol=2e-5)
 
 
-def linear_net(seed: int = 0):
+def _lens(transports):
+    return Lens.of(transports.values(), "shortcut", transports.settings)
+
+
+def linear_net(scale: float = 0.3):
     """A model whose every block adds a fixed linear map of what enters it, and whose last state is all that is read."""
     model = tiny_model("llama", check=False)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
 
     class Linear(torch.nn.Module):
         def __init__(self, inner):
             super().__init__()
-            self.inner, self.weight = inner, 0.3 * torch.randn(32, 32, generator=generator) / 32**0.5
+            self.inner, self.weight = inner, scale * torch.randn(32, 32, generator=generator) / 32**0.5
 
         def forward(self, x, *args, **kwargs):
             return x + x @ self.weight
@@ -159,12 +163,18 @@ def test_bad_requests_are_named(llama):
     with pytest.raises(UnknownOption, match="row=2"):
         wb.logit_lens(llama, TEXTS).plot(row=2)
     moments = wb.collect_moments(llama, MANY, [], ["0>1", "1>3"], detail="two", folds=2, progress=False)
-    with pytest.raises(NotComparable, match="no map from a state to the last one"):
-        Lens.of(wb.fit_transports(moments, held_out=False, progress=False))
-    some = Lens.of(wb.fit_transports(moments, ["1>3"], held_out=False, progress=False))
-    with pytest.raises(NotComparable, match="no map from state 0; it has 1"):
+    with pytest.raises(NotComparable, match="none of the maps of a lens"):
+        _lens(wb.fit_transports(moments, held_out=False, progress=False))
+    some = _lens(wb.fit_transports(moments, ["1>3"], held_out=False, progress=False))
+    with pytest.raises(NotComparable, match=r"no map from resid_pre\.0; it has resid_post\.0"):
         wb.lens(llama, TEXTS, some)
-    assert wb.lens(llama, TEXTS, some, layers="0").settings["layers"] == [0, 2]
+    assert wb.lens(llama, TEXTS, some, layers="0").settings["sites"] == ["resid_post.0", "resid_post.2"]
+    with pytest.raises(NotComparable, match="there is none"):
+        Lens.of([], "shortcut", some.settings)
+    with pytest.raises(UnknownOption, match="Give one of the two"):
+        wb.logit_lens(llama, TEXTS, layers="0", sites="resid_mid")
+    with pytest.raises(UnknownSite, match="lens_contributions"):
+        wb.logit_lens(llama, TEXTS, sites="attn_out")
 
 
 def test_the_picture_shows_layers_up_to_the_output(llama):

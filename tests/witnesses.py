@@ -96,16 +96,19 @@ def _nnsight(family: str, model: Any, tokenizer: Any, batch: Any, sites: list[An
 
 
 def _traced(traced: Any, tokens: torch.Tensor, taps: list[Any]):
-    """Inputs and outputs of the modules, in the order of the forward pass, as nnsight wants them asked for."""
+    """Inputs and outputs of the modules. Each is asked for by itself: in one block nnsight wants them in the order of the
+    forward pass, and in parallel blocks that of the norms is not that of the sites."""
     from nnsight import save
 
-    values: dict[str, Any] = {}
-    with torch.no_grad(), traced.trace(tokens):
+    with torch.no_grad(), traced.trace() as tracer:
+        values = save({})
+        with tracer.invoke(tokens):
+            values["logits"] = traced.output.logits
         for site, tap in taps:
-            module = traced.get(tap.path)
-            values[site] = save(module.input if tap.end == "input" else module.output)
-        logits = save(traced.output.logits)
-    return values, logits
+            with tracer.invoke():
+                module = traced.get(tap.path)
+                values[site] = module.input if tap.end == "input" else module.output
+    return values, values.pop("logits")
 
 
 def table(found: list[Testimony]) -> str:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from workbench.analyses.neuron_map import NeuronMap as NeuronMap
     from workbench.analyses.neuron_map import map_neurons as map_neurons
     from workbench.analyses.scan import scan as scan
+    from workbench.analyses.shortcuts import Shortcuts as Shortcuts
+    from workbench.analyses.shortcuts import shortcuts as shortcuts
     from workbench.analyses.top_activations import TopActivations as TopActivations
     from workbench.analyses.top_activations import top_activations as top_activations
     from workbench.analyses.transport import transport as transport
@@ -47,8 +49,11 @@ if TYPE_CHECKING:
     from workbench.edits.make import scale as scale
     from workbench.errors import WorkbenchError as WorkbenchError
     from workbench.intervention import intervene as intervene
+    from workbench.lenses.convert import convert_lens as convert_lens
+    from workbench.lenses.jacobian import fit_jacobian as fit_jacobian
     from workbench.lenses.lens import Lens as Lens
     from workbench.lenses.shortcut import fit_shortcut as fit_shortcut
+    from workbench.lenses.tuned import fit_tuned as fit_tuned
     from workbench.loading import load as load
     from workbench.model import LanguageModel as LanguageModel
     from workbench.model_files import models as models
@@ -78,6 +83,7 @@ _HOMES = {
     "Moments": "workbench.moments.moments",
     "NeuronCard": "workbench.analyses.neuron_card",
     "NeuronMap": "workbench.analyses.neuron_map",
+    "Shortcuts": "workbench.analyses.shortcuts",
     "Site": "workbench.sites",
     "TopActivations": "workbench.analyses.top_activations",
     "Transport": "workbench.transports.transport",
@@ -94,8 +100,11 @@ _HOMES = {
     "clamp": "workbench.edits.make",
     "collect_moments": "workbench.collecting",
     "compare_maps": "workbench.analyses.map_comparison",
+    "convert_lens": "workbench.lenses.convert",
     "decode_directions": "workbench.analyses.decoded_directions",
+    "fit_jacobian": "workbench.lenses.jacobian",
     "fit_shortcut": "workbench.lenses.shortcut",
+    "fit_tuned": "workbench.lenses.tuned",
     "fit_transports": "workbench.transports.fit",
     "head_directions": "workbench.analyses.directions",
     "head_scores": "workbench.analyses.head_scores",
@@ -117,6 +126,7 @@ _HOMES = {
     "save_edits": "workbench.edits.files",
     "scale": "workbench.edits.make",
     "scan": "workbench.analyses.scan",
+    "shortcuts": "workbench.analyses.shortcuts",
     "singular_directions": "workbench.analyses.directions",
     "stream": "workbench.streaming.stream",
     "substitute": "workbench.substitution",

@@ -26,6 +26,7 @@ _STREAM, _NEURONS, _PAIRS = f"{_POS}, d_model", f"{_POS}, d_mlp", "batch, heads,
 SITES = {
     "embed": SiteKind("token embedding, as the embedding module gives it", _STREAM, "hook_embed", "token_embeddings"),
     "resid_pre": SiteKind("residual stream entering a block", _STREAM, "hook_resid_pre", "layers_input"),
+    "ln1": SiteKind("output of the norm that attention reads", _STREAM, "ln1.hook_out", "attentions_input"),
     "q": SiteKind("queries as projected, before query norms and rotation", f"{_POS}, heads, d_head", "attn.hook_q"),
     "k": SiteKind("keys as projected, before key norms and rotation", f"{_POS}, kv_heads, d_head", "attn.hook_k"),
     "v": SiteKind("values", f"{_POS}, kv_heads, d_value", "attn.hook_v"),
@@ -46,6 +47,9 @@ SITES = {
         _STREAM, "hook_attn_out", "attentions_output",
     ),
     "resid_mid": SiteKind("residual stream between attention and MLP", _STREAM, "hook_resid_mid"),
+    "ln2": SiteKind(
+        "output of the norm that the MLP reads (in parallel blocks with one norm: ln1)", _STREAM, "ln2.hook_out", "mlps_input"
+    ),
     "mlp_pre": SiteKind("input of the nonlinearity (the gate's output in a gated MLP)", _NEURONS, "mlp.hook_pre"),
     "mlp_up": SiteKind("output of the up projection of a gated MLP", _NEURONS, "mlp.hook_pre_linear"),
     "mlp_post": SiteKind("the neurons: input of the down projection", _NEURONS, "mlp.hook_post"),
@@ -59,13 +63,14 @@ SITES = {
     ),
     "ln_final": SiteKind("output of the final norm", _STREAM, "ln_final.hook_out"),
 }  # fmt: skip
-"""Every site, in the order of the forward pass."""
+"""Every site, in the order of the forward pass (that of sequential blocks)."""
 
 WITHOUT_LAYER = frozenset({"embed", "ln_final"})
 """Sites of the model as a whole."""
 
 _FROM_TRANSFORMER_LENS = {kind.transformer_lens: name for name, kind in SITES.items()}
-_FROM_TRANSFORMER_LENS["ln_final.hook_normalized"] = "ln_final"  # so in HookedTransformer; a bridge's is before the gain
+for _norm in ("ln1", "ln2", "ln_final"):
+    _FROM_TRANSFORMER_LENS[f"{_norm}.hook_normalized"] = _norm  # so in HookedTransformer; a bridge's is before the gain
 _FROM_NNTERP = {kind.nnterp: name for name, kind in SITES.items()}
 
 
@@ -81,7 +86,8 @@ class Site:
 
     @property
     def transformer_lens(self) -> str | None:
-        """Its name in TransformerLens, where it has one: `blocks.10.hook_resid_post`."""
+        """Its name in TransformerLens, where it has one: `blocks.10.hook_resid_post`. (Where norms follow attention and MLP, as
+        in OLMo 2, its `ln1` and `ln2` are these, and there are no sites of that name here.)"""
         name = SITES[self.name].transformer_lens
         return name if name is None or self.layer is None else f"blocks.{self.layer}.{name}"
 

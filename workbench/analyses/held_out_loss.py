@@ -28,13 +28,17 @@ class Losses(NamedTuple):
     document: np.ndarray
 
     def change(self, other: Losses) -> tuple[float, float]:
-        """How much more this is than the other, and its standard error over documents: tokens of one are not independent."""
-        difference = self.nats - other.nats
-        mean = float(difference.mean())
-        by_document = np.bincount(np.unique(self.document, return_inverse=True)[1], difference - mean)
-        n = len(by_document)
-        error = float(np.sqrt((by_document**2).sum() * n / (n - 1)) / len(difference)) if n > 1 else float("nan")
-        return mean, error
+        """How much more this is than the other, and its standard error over documents."""
+        return mean_and_error(self.nats - other.nats, self.document)
+
+
+def mean_and_error(values: np.ndarray, document: np.ndarray) -> tuple[float, float]:
+    """Mean over tokens, and its standard error over documents: tokens of one are not independent."""
+    mean = float(values.mean())
+    by_document = np.bincount(np.unique(document, return_inverse=True)[1], values - mean)
+    n = len(by_document)
+    error = float(np.sqrt((by_document**2).sum() * n / (n - 1)) / len(values)) if n > 1 else float("nan")
+    return mean, error
 
 
 def held_out_rows(corpus: Corpus, model: LanguageModel, tokens: int) -> list[Row]:

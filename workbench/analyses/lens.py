@@ -1,6 +1,7 @@
 """What each layer already predicts: the last state that a lens makes of each state, read by the model's own norm and head.
 
-`layer` is the block whose output is read; -1 is the state that enters the first block. Every KL is KL(final || lens), in nats.
+`layer` is the block whose output is read, or in which another site lies; -1 is the state that enters the first block. Every KL
+is KL(final || lens), in nats.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
+from workbench.analyses.lens_reading import Reading, read_states
 from workbench.artifacts import read_tables, write_tables
 from workbench.capturing import capture
-from workbench.errors import UnknownOption
-from workbench.lenses.lens import Lens
+from workbench.errors import UnknownOption, UnknownSite
+from workbench.lenses.lens import STREAM, Lens
 from workbench.model import Batch, LanguageModel
 from workbench.results import Result, versions
-from workbench.sites import parse_layers
+from workbench.sites import Site, depth, named_once, parse_layers, parse_sites, state
 from workbench.tokens import shown
 
 if TYPE_CHECKING:
@@ -33,26 +36,26 @@ PRECISIONS = (1, 5, 10)
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LensView(Result):
-    """`table` has a row a text, layer, position and rank: row, layer, pos, rank, token_id, token, logit, probability,
+    """`table` has a row a text, site, position and rank: row, site, layer, pos, rank, token_id, token, logit, probability,
     entropy_nats, kl_to_final_nats.
 
-    `positions` has a row a text, layer and position: token (that stands there), entropy_nats, kl_to_final_nats, agrees (the
-    likeliest token is the model's own), final_rank (of the model's likeliest token), surprisal_nats (-log of the probability
-    that the model gives the lens's likeliest token), and of the target (the text's next token, or the one asked for):
-    target_id, target, target_rank, target_log_probability.
+    `positions` has a row a text, site and position: row, site, layer, pos, token (that stands there), entropy_nats,
+    kl_to_final_nats, agrees (the likeliest token is the model's own), final_rank (of the model's likeliest token),
+    surprisal_nats (-log of the probability that the model gives the lens's likeliest token), and of the target (the text's next
+    token, or the one asked for): target_id, target, target_rank, target_log_probability.
     """
 
     positions: pd.DataFrame
 
     def by_layer(self) -> pd.DataFrame:
-        """Means over positions: layer, kl_to_final_nats, entropy_nats, agreement, precision_1, precision_5, precision_10 (how
-        often the model's likeliest token is among so many), surprisal_nats."""
+        """Means over positions: site, layer, kl_to_final_nats, entropy_nats, agreement, precision_1, precision_5, precision_10
+        (how often the model's likeliest token is among so many), surprisal_nats."""
         own = self.positions
         for k in PRECISIONS:
             own = own.assign(**{f"precision_{k}": own["final_rank"] < k})
         own = own.assign(agreement=own["agrees"])
         wanted = ["kl_to_final_nats", "entropy_nats", "agreement", *(f"precision_{k}" for k in PRECISIONS), "surprisal_nats"]
-        return own.groupby("layer")[wanted].mean().reset_index()
+        return own.groupby(["site", "layer"], sort=False)[wanted].mean().reset_index()
 
     def plot(self, *, row: int = 0, stride: int | None = None) -> go.Figure:
         """Layers up, tokens across, the likeliest token in each cell.
@@ -104,13 +107,13 @@ def logit_lens(model: LanguageModel, inputs: str | Sequence[str] | Batch, **opti
     return lens(model, inputs, Lens.logit(model), **options)
 
 
-@torch.no_grad()
 def lens(
     model: LanguageModel,
     inputs: str | Sequence[str] | Batch,
     lens: Lens | None = None,
     *,
     layers: str | None = None,
+    sites: str | Sequence[str] | None = None,
     k: int = 5,
     target: str | int | None = None,
 ) -> LensView:
@@ -118,95 +121,108 @@ def lens(
 
     Args:
         lens: The logit lens, if None.
-        layers: Blocks whose outputs are read, as `parse_layers` reads them; all, and the state before the first, if None. The
-            last is always among them: it is the model's own output.
+        layers: Blocks whose outputs are read, as `parse_layers` reads them; all, and the state before the first, if None.
+        sites: Other sites of the stream, as `parse_sites` reads them (`resid_mid`), in the place of layers.
         k: How many of the likeliest tokens.
         target: Followed at every position; the next token of the text, if None (at the last position the model's likeliest
             one).
+    Returns:
+        With the last state always among what is read: it is the model's own output.
     Raises:
-        UnknownOption: if k is not 1 or more.
+        UnknownOption: if k is not 1 or more, or both layers and sites are given.
+        UnknownSite: if a site is none of the stream.
         UnknownToken: if the target is no single token.
         OtherJob: if the lens is of another model.
+        NotComparable: if it has no map from a site.
         TextTooLong, LayerOutOfRange, WorkbenchError: as `capture`.
     """
-    import pandas as pd
-
     if k < 1:
         raise UnknownOption(f"k={k} tokens were asked for. Ask for one or more.")
     lens = Lens.logit(model) if lens is None else lens
     lens.require_model(model)
     followed = None if target is None else model.token_id(target)
-    n = model.n_layers
-    chosen = [-1, *range(n)] if layers is None else [*dict.fromkeys([*parse_layers(layers, n), n - 1])]
-    sites = [("resid_pre.0" if layer < 0 else f"resid_post.{layer}") for layer in chosen]
-    acts = capture(model, inputs, sites)
-    vocabulary, mask = model.vocabulary, acts.mask.cpu()
-    home = vocabulary.W_U.device
-    real = mask.to(home)
-    states = torch.stack(
-        [lens.read(acts[site].to(home)[real], layer + 1) for site, layer in zip(sites, chosen, strict=True)], 1
-    )  # [token, layer, d_model], the last one the model's own
-    final = vocabulary.project(states[:, -1], decoder="norm", k=1)
-    following = _following(acts.tokens.cpu(), mask, final.top_ids[:, 0].cpu(), followed)
-    targets = torch.stack([final.top_ids[:, 0], following.to(home)], 1).repeat_interleave(len(chosen), 0)
-    found = vocabulary.project(
-        states.flatten(0, 1), decoder="norm", k=min(k, model.d_vocab), entropy=True, targets=targets, last_of=len(chosen)
-    )
-    rows, columns = mask.nonzero(as_tuple=True)
-    position = (mask.long().cumsum(1) - 1)[rows, columns]
-    surprisal = _surprisal(model, states[:, -1], found.top_ids[:, 0].unflatten(0, (-1, len(chosen))), final.log_normaliser)
-    strings = model.token_strings
-    where = {
-        "row": rows.repeat_interleave(len(chosen)).numpy(), "layer": torch.tensor(chosen).repeat(len(rows)).numpy(),
-        "pos": position.repeat_interleave(len(chosen)).numpy(),
-    }  # fmt: skip
-    assert found.target_ranks is not None
-    assert found.entropy_nats is not None
-    assert found.kl_nats is not None
-    of_position = {"entropy_nats": found.entropy_nats.cpu().numpy(), "kl_to_final_nats": found.kl_nats.cpu().numpy()}
-    target_ids = targets[:, 1].tolist()
-    positions = pd.DataFrame(
-        where
-        | {"token": [strings[i] for i in acts.tokens.cpu()[rows, columns].repeat_interleave(len(chosen)).tolist()]}
-        | of_position
-        | {
-            "agrees": (found.top_ids[:, 0] == targets[:, 0]).cpu().numpy(),
-            "final_rank": found.target_ranks[:, 0].cpu().numpy(),
-            "surprisal_nats": surprisal.cpu().numpy(), "target_id": target_ids, "target": [strings[i] for i in target_ids],
-            "target_rank": found.target_ranks[:, 1].cpu().numpy(),
-            "target_log_probability": found.target_log_probabilities[:, 1].cpu().numpy(),
-        }
-    )  # fmt: skip
-    width = found.top_ids.shape[1]
-    ids = found.top_ids.flatten().tolist()
-    table = pd.DataFrame(
-        {name: values.repeat(width) for name, values in where.items()}
-        | {
-            "rank": list(range(width)) * len(positions), "token_id": ids, "token": [strings[i] for i in ids],
-            "logit": found.top_logits.flatten().cpu().numpy(), "probability": found.top_probabilities.flatten().cpu().numpy(),
-        }
-        | {name: values.repeat(width) for name, values in of_position.items()}
-    )  # fmt: skip
+    chosen = sites_read(model, layers, sites)
+    acts = capture(model, inputs, chosen)
+    mask = acts.mask.cpu()
+    following = _following(acts.tokens.cpu(), mask, followed)
+    found = read_states(model, lens, [acts[site][acts.mask.to(acts[site].device)] for site in chosen], chosen, following, k)
     settings = model.provenance | {
-        "lens": lens.kind, "layers": chosen, "k": k, "target": None if followed is None else strings[followed],
+        "lens": lens.kind, "sites": chosen, "k": k, "target": None if followed is None else model.token_strings[followed],
         "texts": inputs if isinstance(inputs, str) else None if isinstance(inputs, Batch) else list(inputs),
         "lens_settings": {name: value for name, value in lens.settings.items() if name not in model.provenance},
         "versions": versions(),
     }  # fmt: skip
+    table, positions = _tables(found, chosen, acts.tokens.cpu(), mask, model)
     return LensView(table=table, settings=settings, positions=positions)
 
 
-def _following(tokens: Tensor, mask: Tensor, final: Tensor, followed: int | None) -> Tensor:
-    """The target of every real token, `[token]`."""
+def sites_read(model: LanguageModel, layers: str | None, sites: str | Sequence[str] | None) -> list[str]:
+    """The sites that a lens reads, each by its one name, in the order of the forward pass; the last state is the last of them.
+
+    Raises:
+        UnknownOption: if both are given.
+        UnknownSite, LayerOutOfRange: if a site is none of the stream.
+    """
+    n = model.n_layers
+    if sites is None:
+        numbers = range(n + 1) if layers is None else [layer + 1 for layer in parse_layers(layers, n)]
+        named = [state(number, n) for number in numbers]
+    elif layers is not None:
+        raise UnknownOption(f"layers={layers!r} and sites={sites!r}: sites say their own layers. Give one of the two.")
+    else:
+        named = [str(site) for site in parse_sites([sites] if isinstance(sites, str) else sites, n)]
+    for site in named:
+        if Site.parse(site, n).name not in STREAM:
+            raise UnknownSite(f"A lens reads the stream: {', '.join(STREAM)}; {site} is none of these. Of what is added to it, "
+                              "wb.lens_contributions says what it does to the logits.")  # fmt: skip
+    once = dict.fromkeys([*(named_once(site, n) for site in named), state(n, n)])
+    return sorted(once, key=lambda site: depth(Site.parse(site, n), n))
+
+
+def layer_of(site: str) -> int:
+    """As the column `layer` has it."""
+    return -1 if site == "resid_pre.0" else int(site.rpartition(".")[2])
+
+
+def _tables(
+    found: Reading, sites: Sequence[str], tokens: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"], model: LanguageModel
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    import pandas as pd
+
+    strings = model.token_strings
+    rows, columns = mask.nonzero(as_tuple=True)
+    position = (mask.long().cumsum(1) - 1)[rows, columns]
+    n, width = len(sites), found.top_ids.shape[-1]
+    where = pd.DataFrame(
+        {
+            "row": rows.repeat_interleave(n).numpy(), "site": list(sites) * len(rows),
+            "layer": [layer_of(site) for site in sites] * len(rows), "pos": position.repeat_interleave(n).numpy(),
+        }
+    )  # fmt: skip
+    of_position = {"entropy_nats": found.entropy.flatten().numpy(), "kl_to_final_nats": found.kl.flatten().numpy()}
+    target_ids = found.target_ids.repeat_interleave(n).tolist()
+    positions = where.assign(
+        token=[strings[i] for i in tokens[rows, columns].repeat_interleave(n).tolist()],
+        **of_position,
+        agrees=found.agrees.flatten().numpy(), final_rank=found.final_rank.flatten().numpy(),
+        surprisal_nats=found.surprisal.flatten().numpy(), target_id=target_ids, target=[strings[i] for i in target_ids],
+        target_rank=found.target_rank.flatten().numpy(),
+        target_log_probability=found.target_log_probability.flatten().numpy(),
+    )  # fmt: skip
+    ids = found.top_ids.flatten().tolist()
+    table = where.loc[where.index.repeat(width)].reset_index(drop=True)
+    table = table.assign(
+        rank=list(range(width)) * len(where), token_id=ids, token=[strings[i] for i in ids],
+        logit=found.top_logits.flatten().numpy(), probability=found.top_probabilities.flatten().numpy(),
+        **{name: values.repeat(width) for name, values in of_position.items()},
+    )  # fmt: skip
+    return table, positions
+
+
+def _following(tokens: Tensor, mask: Tensor, followed: int | None) -> Tensor:
+    """The target of every real token, `[token]`: the one after it, and -1 where there is none."""
     if followed is not None:
-        return torch.full_like(final, followed)
-    rows = [row[own] for row, own in zip(tokens, mask, strict=True)]
-    ends = torch.cat([torch.arange(len(row)) == len(row) - 1 for row in rows])
-    return torch.where(ends, final, torch.cat([row.roll(-1) for row in rows]))
-
-
-def _surprisal(model: LanguageModel, last: Tensor, ids: Tensor, normaliser: Tensor) -> Tensor:
-    """-log of the probability that the model gives to some tokens at each position, `[token, layer]`, flattened."""
-    vocabulary = model.vocabulary
-    logits = vocabulary.logits_at(vocabulary.decoded(last, "norm"), ids, "norm")
-    return (normaliser[:, None] - logits).flatten()
+        return torch.full((int(mask.sum()),), followed)
+    after = torch.cat([tokens[:, 1:], torch.full((len(tokens), 1), -1)], 1)
+    goes_on = torch.cat([mask[:, 1:], torch.zeros(len(mask), 1, dtype=torch.bool)], 1)
+    return torch.where(goes_on, after, -1)[mask]

@@ -115,7 +115,7 @@ def opt(config: Any) -> Architecture:
         ln2="final_layer_norm",
         **_attention("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"),
         **_plain("fc1", "activation_fn", "fc2"),
-        flattened=frozenset({"resid_mid", "mlp_pre", "mlp_post", "mlp_out"}),
+        flattened=frozenset({"resid_mid", "ln2", "mlp_pre", "mlp_post", "mlp_out"}),
     )
     return Architecture("opt", backbone="model.decoder", ln_final="final_layer_norm", blocks=(block,))
 

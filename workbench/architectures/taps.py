@@ -110,6 +110,10 @@ def why_not(block: Block, name: str) -> str | None:
         return f"{block.no_pattern}. Use q, k and v before it and z after it."
     if name == "k" and block.k is None:
         return "keys are put together of a part a head and a part that all heads share. Use q and v, or attn_out."
+    if name == "ln1" and block.ln1 is None:
+        return "attention reads the stream as it is, and what it gives is normed. Use resid_pre, which it reads, or attn_out."
+    if name == "ln2" and block.ln2 is None:
+        return "the MLP reads the stream as it is, and what it gives is normed. Use resid_mid, which it reads, or mlp_out."
     if name == "resid_mid" and block.parallel:
         return "attention and MLP run in parallel, so there is no stream between them. Use resid_pre or resid_post."
     if name in _NEURONS and block.up is None:
@@ -132,6 +136,10 @@ def _place(block: Block, name: str) -> tuple[str, Literal["input", "output", "in
         module = (block.ln1_post or block.attn) if name == "attn_out" else (block.ln2_post or block.mlp)
         assert module is not None
         return module, "output", WHOLE
+    if name in ("ln1", "ln2"):
+        norm = block.ln1 if name == "ln1" else block.ln2
+        assert norm is not None
+        return norm, "output", WHOLE
     if name == "resid_mid":
         return block.ln2 or block.mlp, "input", WHOLE
     if name == "router_logits":

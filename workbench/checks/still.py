@@ -88,6 +88,11 @@ class _Weights:
             ("ln1", self.row.ln1, self.at["resid_pre"]),
             ("ln2", self.row.ln2, self.mlp_stream),
         ):
+            if path is not None:
+                yield self.check(
+                    f"{name}({'resid_pre' if name == 'ln1' else 'stream'}) = {name}",
+                    lambda name=name, path=path, x=x: error(self.normed(path, x), self.at[name]),
+                )
             if path is not None and self.model.optional_weight(f"{name}.w", self.layer) is not None:
                 yield self.check(
                     f"{name}.w is the gain of {name}",

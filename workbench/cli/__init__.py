@@ -7,6 +7,7 @@ import typer
 
 from workbench.cli import (
     card_verbs,
+    convert_lens_verb,
     corpus_verbs,
     direction_verbs,
     lens_verbs,
@@ -15,6 +16,7 @@ from workbench.cli import (
     neuron_verbs,
     prompt_verbs,
     run_verbs,
+    shortcut_verbs,
     transport_verbs,
     unit_verbs,
 )
@@ -30,8 +32,8 @@ app = typer.Typer(
 _SETTINGS = {name: {"ignore_unknown_options": True} for name in ("neuron", "clamp")}
 """Their argument may begin with a dash by mistake, as -1.3: so the verb sees it, and says what is wrong with it."""
 for _module in (
-    model_verbs, neuron_verbs, card_verbs, direction_verbs, corpus_verbs, unit_verbs, linearity_verbs, transport_verbs,
-    lens_verbs,
+    model_verbs, neuron_verbs, card_verbs, direction_verbs, corpus_verbs, unit_verbs, linearity_verbs, shortcut_verbs,
+    transport_verbs, lens_verbs, convert_lens_verb,
     prompt_verbs, run_verbs,
 ):  # fmt: skip
     for _name, _function in _module.VERBS.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -14,6 +15,9 @@ from workbench.errors import BadCorpus, UnknownOption, require_one_of
 from workbench.model import LanguageModel
 
 Bos = Literal["tokenizer", "document", "row", "never"]
+Side = Literal["all", "training", "held_out"]
+HELD_OUT_ONE_IN = 10
+"""Documents that nothing is trained on: every so-manieth."""
 
 STRATA = ("first", "early", "special", "massive", "ordinary")
 """Kinds of tokens, so different that no statistic should mix them unsaid. A token is of the first kind that fits: at position
@@ -96,6 +100,7 @@ class Corpus:
             )
         self.source = source_of(source, column)
         self.length, self.packed, self.bos, self.max_tokens = length, packed, bos, max_tokens
+        self.side: Side = "all"
 
     def __repr__(self) -> str:
         kind = "packed" if self.packed else "a document a row"
@@ -109,8 +114,29 @@ class Corpus:
         `row_length`."""
         return {
             "corpus": self.source.name, "length": self.length, "packed": self.packed, "bos": self.bos,
-            "max_tokens": self.max_tokens,
+            "max_tokens": self.max_tokens, "side": self.side,
         }  # fmt: skip
+
+    def training(self) -> Corpus:
+        """The same without every tenth document."""
+        return self._but(side="training")
+
+    def held_out(self, max_tokens: int | None = None) -> Corpus:
+        """Every tenth document, which `training` leaves out; `max_tokens` counts those of this side."""
+        return self._but(side="held_out", max_tokens=max_tokens)
+
+    def upto(self, max_tokens: int) -> Corpus:
+        """The same, ended after so many tokens."""
+        return self._but(max_tokens=min(max_tokens, self.max_tokens or max_tokens))
+
+    def cut(self, length: int) -> Corpus:
+        """The same in rows of this length, if it has none of its own."""
+        return self._but(length=self.length or length)
+
+    def _but(self, **changed: Any) -> Corpus:
+        other = copy(self)
+        vars(other).update(changed)
+        return other
 
     def row_length(self, model: LanguageModel) -> int:
         """Tokens of a row at most, for a model.
@@ -164,7 +190,12 @@ class Corpus:
             yield row
             left = None if left is None else left - len(row)
         if empty:
-            raise BadCorpus(f"Corpus {self.source.name!r} is empty: no document in it gives a token. Give it some text.")
+            which = (
+                f"every {HELD_OUT_ONE_IN}th document is held out, and none of these"
+                if self.side == "held_out"
+                else "no document in it"
+            )
+            raise BadCorpus(f"Corpus {self.source.name!r} is empty: {which} gives a token. Give it some text.")
 
     def _cut(self, model: LanguageModel) -> Iterator[Row]:
         before = [model.bos_id] if self.bos == "row" else []
@@ -182,6 +213,9 @@ class Corpus:
         if bos is False and model.tokenizer.bos_token_id is None:
             bos = None  # there is none to take away
         for some in _chunks(self.documents()):
+            if self.side != "all":
+                kept = self.side == "training"
+                some = [one for one in some if (one[0] % HELD_OUT_ONE_IN != HELD_OUT_ONE_IN - 1) == kept]
             for ordinal, document in some:
                 _require_text(ordinal, document)
             rows = model.token_ids([document.text for _, document in some], bos=bos)

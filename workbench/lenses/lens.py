@@ -1,86 +1,116 @@
-"""A lens: for every state of the stream, a linear map to the last one; the model's own norm and head read what it gives.
+"""A lens: for every site of the stream, a linear map to a later state; the model's own norm and head read what it gives.
 
-The logit lens (nostalgebraist 2020) takes states as they are; `shortcut` fits least-squares maps ("Jump to Conclusions", Yom
-Din et al. 2024, arXiv 2303.09435). The norm is always that of the mapped state itself, never one that was kept from the last
-state.
+The logit lens (nostalgebraist 2020) takes states as they are. The others differ in how their maps were made: `shortcut` by
+least squares ("Jump to Conclusions", Yom Din et al. 2024, arXiv 2303.09435), `tuned` by training on the output's own
+distribution (Belrose et al. 2023, arXiv 2303.08112), `jacobian` from the mean derivative of the last state (Gurnee et al. 2026,
+transformer-circuits.pub/2026/workspace). The norm is always that of the mapped state itself, never one that was kept from the
+last state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.errors import NotComparable
+from workbench.errors import NotComparable, require_one_of
+from workbench.lenses.foreign import require_own
 from workbench.model import LanguageModel
-from workbench.sites import state, state_number
-from workbench.transports.fit import Transports
-from workbench.transports.transport import Transport
+from workbench.sites import Site, depth, state, state_number
+from workbench.transports.files import load_transports, save_transports
+from workbench.transports.transport import Transport, of_model, require_weights
+
+Kind = Literal["logit", "shortcut", "tuned", "jacobian", "jacobian_same_position"]
+STREAM = ("resid_pre", "resid_mid", "resid_post")
+"""What a lens reads: the stream itself, not what is added to it."""
+KINDS = ("logit", "shortcut", "tuned", "jacobian", "jacobian_same_position")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Lens:
-    """Maps by the number of the state they begin at (0 enters the first block); the last state is read as it is."""
+    """Maps by the site that they begin at; what comes at or after their target is read as it is."""
 
-    kind: str
-    maps: Mapping[int, Transport]
+    kind: Kind
+    maps: Mapping[str, Transport]
     settings: dict[str, Any]
     """The model, and how the maps were made."""
 
     def __repr__(self) -> str:
-        return f"Lens({self.kind}, {len(self.maps)} maps of {self.settings['model']!r})"
+        maps = "" if self.kind == "logit" else f", {len(self.maps)} maps to {self.target}"
+        return f"Lens({self.kind}{maps}, of {self.settings['model']!r})"
 
     @classmethod
     def logit(cls, model: LanguageModel) -> Lens:
         """Every state as it is."""
-        n = model.n_layers
-        last = state(n, n)
-        one = Transport.identity(model, state(0, n), last)
-        maps = {number: Transport.identity(model, state(number, n), last) for number in range(n)}
-        return cls("logit", maps, one.settings)
+        return cls("logit", {}, of_model(model))
 
     @classmethod
-    def of(cls, transports: Transports, kind: str = "shortcut") -> Lens:
-        """Of fitted maps to the last state.
+    def of(cls, transports: Iterable[Transport], kind: Kind, settings: dict[str, Any]) -> Lens:
+        """Of maps that begin at sites of the width of the stream, and all end at one state of it.
 
+        Args:
+            settings: What all maps have in common, that of the model among it.
         Raises:
-            NotComparable: if a map does not begin at a state of the stream, or end at the last one.
+            NotComparable: if there is none, one ends elsewhere, or begins after its end.
         """
-        n = transports.settings["n_layers"]
-        maps: dict[int, Transport] = {}
-        for one in transports.values():
-            number = state_number(one.source, n)
-            if number is None or one.target != state(n, n):
+        require_one_of("kind", kind, KINDS[1:])
+        maps = {one.source: one for one in transports}
+        n = settings["n_layers"]
+        ends = {one.target for one in maps.values()}
+        for one in maps.values():
+            begins = depth(Site.parse(one.source, n), n)
+            if (
+                len(ends) > 1
+                or state_number(one.target, n) is None
+                or one.shape[0] != one.shape[1]
+                or begins >= depth(Site.parse(one.target, n), n)
+            ):
                 raise NotComparable(
-                    f"{one!r} is no map from a state to the last one ({state(n, n)}), as a lens needs. Collect moments with "
-                    "pairs='last', and fit their transports."
+                    f"{one!r} is none of the maps of a lens, which all lead from the stream to one later state of it, as "
+                    f"{state(n, n)}. Collect moments with pairs='last', and fit their transports."
                 )
-            maps[number] = one
-        return cls(kind, maps, transports.settings)
+        if not maps:
+            raise NotComparable("A lens needs a map from one state to a later one, and there is none.")
+        return cls(kind, maps, settings)
 
-    def read(self, states: Float[Tensor, "... d_model"], number: int) -> Float[Tensor, "... d_model"]:
-        """What the states of this number would be at the last layer, in their dtype.
+    @property
+    def target(self) -> str:
+        """The state that its maps lead to."""
+        last = state(self.settings["n_layers"], self.settings["n_layers"])
+        return next((one.target for one in self.maps.values()), last)
+
+    def read(self, rows: Float[Tensor, "... d_model"], site: str) -> Float[Tensor, "... d_model"]:
+        """What the stream at this site would be at the target, in its dtype.
 
         Raises:
             NotComparable: if the lens has no map from there.
         """
-        if number == self.settings["n_layers"] or self.kind == "logit":
-            return states
-        if number not in self.maps:
-            raise NotComparable(f"{self!r} has no map from state {number}; it has {', '.join(map(str, sorted(self.maps)))}.")
-        return self.maps[number](states)
+        n = self.settings["n_layers"]
+        if self.kind == "logit" or depth(Site.parse(site, n), n) >= depth(Site.parse(self.target, n), n):
+            return rows
+        if site not in self.maps:
+            raise NotComparable(f"{self!r} has no map from {site}; it has {', '.join(self.maps)}.")
+        return self.maps[site](rows)
 
     def require_model(self, model: LanguageModel) -> None:
         """
         Raises:
             OtherJob: if it is of another model or revision.
         """
-        for one in list(self.maps.values())[:1]:
-            one.require_model(model)
+        require_weights(self.settings, model, f"{self!r}")
+
+    def rounded(self, dtype: torch.dtype) -> Lens:
+        """The same lens with maps of another precision, to be kept on disk; they are multiplied in float32 all the same."""
+        maps = {
+            site: replace(one, left=one.matrix.to(dtype), right=None, bias=one.bias.to(dtype))
+            for site, one in self.maps.items()
+        }
+        return replace(self, maps=maps)
 
     def save(self, folder: str | Path) -> Path:
         """Write transports.safetensors and, last, run.json.
@@ -88,8 +118,6 @@ class Lens:
         Raises:
             CannotWrite: if the folder cannot be written.
         """
-        from workbench.transports.files import save_transports
-
         return save_transports(list(self.maps.values()), self.settings | {"lens": self.kind}, folder)
 
     @classmethod
@@ -102,5 +130,10 @@ class Lens:
             BadArtifact: if the folder holds no lens, or a damaged one.
             OtherJob: if it is of another model.
         """
-        transports = Transports.load(folder, model=model)
-        return cls.of(transports, transports.settings.get("lens", "shortcut"))
+        require_own(Path(folder))
+        maps, settings = load_transports(folder)
+        kind = settings.pop("lens", "shortcut")
+        found = cls(kind, {}, settings) if kind == "logit" else cls.of(maps, kind, settings)
+        if model is not None:
+            found.require_model(model)
+        return found

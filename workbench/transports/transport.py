@@ -48,7 +48,7 @@ class Transport:
     def identity(cls, model: LanguageModel, source: str, target: str) -> Transport:
         """The map that leaves a state as it is: what the logit lens assumes, and what removing blocks does."""
         one = torch.eye(model.d_model, dtype=torch.float64)
-        own = _of(model) | {"kind": "identity", "affine": False}
+        own = of_model(model) | {"kind": "identity", "affine": False}
         return cls(source, target, one, None, torch.zeros(model.d_model, dtype=torch.float64), own)
 
     @property
@@ -129,12 +129,7 @@ class Transport:
         Raises:
             OtherJob: if the map was fitted to other weights, or to another revision.
         """
-        if any(self.settings[name] != value for name, value in _of(model).items() if name in ("weights_hash", "revision")):
-            own = self.settings
-            raise OtherJob(
-                f"{self!r} is of {own['model']!r}, revision {own['revision']} ({own['weights_hash'][:12]}…), not of the "
-                f"weights of {model.name!r}, revision {model.revision}. Fit one with this model."
-            )
+        require_weights(self.settings, model, f"{self!r}")
 
     def save(self, folder: str | Path) -> Path:
         """Write transports.safetensors and, last, run.json.
@@ -168,5 +163,18 @@ class Transport:
             raise NotComparable(f"{what} is of {settings['model']!r}, not of {self.settings['model']!r}: {self!r}.")
 
 
-def _of(model: LanguageModel) -> dict[str, Any]:
+def require_weights(settings: Mapping[str, Any], model: LanguageModel, what: str) -> None:
+    """
+    Raises:
+        OtherJob: if the settings are of other weights than the model's, or of another revision.
+    """
+    if any(settings[name] != value for name, value in of_model(model).items() if name in ("weights_hash", "revision")):
+        raise OtherJob(
+            f"{what} is of {settings['model']!r}, revision {settings['revision']} ({settings['weights_hash'][:12]}…), not of the "
+            f"weights of {model.name!r}, revision {model.revision}. Fit one with this model."
+        )
+
+
+def of_model(model: LanguageModel) -> dict[str, Any]:
+    """What says of which model a map is."""
     return {name: value for name, value in model.provenance.items() if name in OF_THE_MODEL} | {"n_layers": model.n_layers}

@@ -1,0 +1,89 @@
+"""How far a changed model's output is from its own, on documents that no map was fitted on: loss, KL, likeliest token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.analyses.held_out_loss import counted, in_batches, mean_and_error
+from workbench.capturing import keeping
+from workbench.corpus.corpus import Row
+from workbench.model import LanguageModel
+from workbench.projector import Projector
+from workbench.sites import Site
+from workbench.streaming.batches import batch_of
+
+
+class Change(NamedTuple):
+    """Means over tokens, with their standard errors over documents."""
+
+    change: float
+    """Of the loss, nats a token: what the changed model's is more."""
+    change_error: float
+    kl_nats: float
+    """KL(untouched || changed)."""
+    kl_error: float
+    agreement: float
+    """How often the likeliest token is the untouched model's."""
+    agreement_error: float
+
+
+class HeldOut:
+    """Some rows, and what the untouched model makes of them.
+
+    The model's last states are kept, and both outputs are made of them tile by tile of the vocabulary: all logits of some
+    thousand tokens, twice, would be gigabytes. It costs a second product with the unembedding in every pass.
+    """
+
+    def __init__(self, model: LanguageModel, rows: Sequence[Row], batch_tokens: int | None) -> None:
+        self.model = model
+        self._batches = list(in_batches(rows, batch_tokens))
+        self._project = Projector(model.vocabulary, "norm", k=1)
+        self.document = np.concatenate([row.documents[1:][counted(row)] for some in self._batches for row in some])
+        self._next = [_following(some) for some in self._batches]
+        self._clean = list(self._states(nullcontext()))
+        own = [self._project(states, targets) for states, targets in zip(self._clean, self._next, strict=True)]
+        self._best = [found.top_ids[:, 0] for found in own]
+        self.nats = torch.cat([-found.target_log_probabilities[:, 0] for found in own]).double().cpu().numpy()
+
+    def under(self, changed: AbstractContextManager[object]) -> Change:
+        """What becomes of the outputs while the model is changed.
+
+        Raises:
+            NotFinite: if a last state is no number then.
+        """
+        nats, kl, agrees = [], [], []
+        states = zip(self._states(changed), self._clean, self._next, self._best, strict=True)
+        for rows, clean, targets, best in states:
+            found = self._project(rows, targets, clean)
+            assert found.kl_nats is not None
+            nats.append(-found.target_log_probabilities[:, 0])
+            kl.append(found.kl_nats)
+            agrees.append(found.top_ids[:, 0] == best)
+        more, divergence, agreement = (torch.cat(part).double().cpu().numpy() for part in (nats, kl, agrees))
+        return Change(
+            *mean_and_error(more - self.nats, self.document), *mean_and_error(divergence, self.document),
+            *mean_and_error(agreement, self.document),
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def _states(self, changed: AbstractContextManager[object]) -> list[Tensor]:
+        """By batch, what the final norm reads at the tokens that are counted, `[token, d_model]`."""
+        last, found = Site("resid_post", self.model.n_layers - 1), []
+        with changed:
+            for some in self._batches:
+                with keeping(self.model, [last]) as kept:
+                    self.model.forward(batch_of(some, self.model))
+                at = [torch.from_numpy(np.flatnonzero(counted(row))).to(kept[last].device) for row in some]
+                found.append(torch.cat([kept[last][index, own] for index, own in enumerate(at)]))
+        return found
+
+
+def _following(rows: Sequence[Row]) -> Tensor:
+    """The token that each counted one foretells, `[token, 1]`."""
+    return torch.cat([torch.from_numpy(row.tokens[1:][counted(row)]).long() for row in rows])[:, None]
