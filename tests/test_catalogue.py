@@ -62,6 +62,8 @@ def test_the_readme_lists_the_families_as_they_are():
     ("family", "site", "text"),
     [
         ("gptj", "resid_mid.1", "attention and MLP run in parallel, so there is no stream between them. Use resid_pre"),
+        ("olmo2", "ln1.1", "attention reads the stream as it is, and what it gives is normed. Use resid_pre"),
+        ("exaone4", "ln2.1", "the MLP reads the stream as it is, and what it gives is normed. Use resid_mid"),
         ("gpt2", "mlp_up.0", "its MLP has no gate. Use mlp_pre"),
         ("mixtral", "mlp_post.0", "this layer is a mixture of experts: each token has the neurons of its own experts"),
         ("llama", "router_logits.0", "this layer has no experts to choose from"),

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from typer.testing import CliRunner
 
 import workbench as wb
+from workbench.analyses.held_out_change import HeldOut
 from workbench.analyses.held_out_loss import counted, held_out_rows, losses
 from workbench.analyses.submodules import MODES, StandIns, pairs_of
 from workbench.cli import app
@@ -153,6 +155,21 @@ def test_removing_the_mlps_is_the_model_without_them():
     assert row["change"] == pytest.approx(without.change(clean)[0], abs=1e-5)
 
 
+def test_states_that_are_no_numbers_have_lost_all(llama):
+    rows = held_out_rows(wb.Corpus(TEXTS), llama, 100)
+    held_out = HeldOut(llama, rows, None)
+    found = held_out.under(wb.intervene(llama, wb.clamp("resid_post.2", 3, torch.inf, positions=2)))
+    assert found.change == found.kl_nats == torch.inf
+    assert np.isnan(found.change_error)
+    assert found.overflowed == pytest.approx(sum(len(row) > 3 for row in rows) / len(held_out.nats))
+    assert found.agreement == pytest.approx(1 - found.overflowed)
+    none = held_out.under(nullcontext())
+    assert none.change == none.change_error == 0
+    assert none.kl_nats < 1e-6
+    assert none.agreement == 1
+    assert none.overflowed == 0
+
+
 @pytest.mark.parametrize(
     ("family", "pairs"),
     [
@@ -191,12 +208,19 @@ def test_results_are_saved_read_shown_and_drawn(llama, tmp_path):
     assert overview["mlp_mean"].tolist() == mean["change"].tolist()
     restored = 1 - by_map["change"].to_numpy() / mean["change"].to_numpy()
     np.testing.assert_allclose(by_map["restored"], np.where(mean["change"] > 0, restored, np.nan))
-    assert f"mlp by its maps {by_map['change'].iloc[0]:+.3f} ± " in found.paragraph()
+    assert f"mlp by linear maps {by_map['change'].iloc[0]:+.3f} ± " in found.paragraph()
     drawn = {trace.name: trace for trace in found.plot().data if trace.showlegend}
     assert list(drawn["mlp: mean output (null)"].y) == pytest.approx(mean["change"].clip(lower=1e-4).tolist())
     assert drawn["mlp: mean output (null)"].line.dash == "dash"
     assert drawn["mlp: linear maps"].line.dash == "solid"
     assert "<table" in found._repr_html_()
+    grown = found.table.assign(change=np.where(found.table["mode"] == "norms", np.inf, found.table["change"]))
+    told = replace(found, table=grown)
+    assert "norms by linear maps all (the stream of 0% of tokens overflows)" in told.paragraph()
+    assert told.paragraph().count("norms none") == 1
+    crosses = [trace for trace in told.plot().data if trace.mode == "markers"]
+    assert [trace.name for trace in crosses] == ["norms: linear maps", "norms: mean output (null)"]
+    assert list(crosses[0].y) == [pytest.approx(2 * found.table.query("mode != 'norms'")["change"].max())] * 2
     (tmp_path / "shortcuts.parquet").write_bytes(b"half")
     with pytest.raises(BadArtifact, match="is damaged"):
         wb.Shortcuts.load(tmp_path)

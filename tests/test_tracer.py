@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from conftest import by_trait
+from conftest import by_trait, tiny_model
 from families import LAYERS, tiny_hf, tiny_tokenizer
+from torch import nn
 
 import workbench as wb
 from workbench.attention import INSIDE
@@ -23,6 +24,55 @@ def test_streams_are_hugging_faces_hidden_states(tiny):
     for layer in range(tiny.n_layers):
         torch.testing.assert_close(acts[f"resid_pre.{layer}"][batch.mask], states[layer][batch.mask])
     torch.testing.assert_close(acts["ln_final"][batch.mask], states[-1][batch.mask])  # the last one is after the norm
+
+
+def test_norm_sites_are_what_the_norms_make_of_the_stream(tiny):
+    """In every block; where there is no norm before attention or the MLP, there is no site, and the stream is named instead."""
+    batch = tiny.tokenize(["a dog and", "a cat"])
+    acts = wb.capture(tiny, batch, [str(site) for site in sites_of(tiny)])
+    for layer in range(LAYERS):
+        row, block = tiny.row.block(layer), tiny.block(layer)
+        stream = {"ln1": "resid_pre", "ln2": "resid_pre" if row.parallel else "resid_mid"}
+        for name, path in (("ln1", row.ln1), ("ln2", row.ln2)):
+            if path is None:
+                with pytest.raises(UnknownSite, match=f"reads the stream as it is.* Use {stream[name]}"):
+                    wb.capture(tiny, batch, f"{name}.{layer}")
+                continue
+            with torch.no_grad():
+                expected = block.get_submodule(path)(acts[f"{stream[name]}.{layer}"])
+            torch.testing.assert_close(acts[f"{name}.{layer}"][batch.mask], expected[batch.mask])
+
+
+class Given(nn.Module):
+    """Gives the same, whatever it reads."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def forward(self, x):
+        return self.value.reshape(x.shape)
+
+
+@by_trait
+def test_writing_a_norm_site_is_the_model_whose_norm_gives_that(family):
+    """Truth: Hugging Face's own code, with a module in the norm's place."""
+    model = tiny_model(family, check=False)
+    batch = model.tokenize("a dog")
+    for name in ("ln1", "ln2"):
+        site, path = Site(name, 1), getattr(model.row.block(1), name)
+        if path is None:
+            continue
+        clean = wb.capture(model, batch, str(site), logits=True)
+        new = clean[str(site)] + torch.randn_like(clean[str(site)])
+        with torch.no_grad(), edited(model, {site: lambda _, new=new: new}):
+            written = model.forward(batch)
+        by_hand = tiny_model(family, check=False)
+        by_hand.block(1).set_submodule(path, Given(new))
+        with torch.no_grad():
+            assert torch.equal(written, by_hand.forward(batch)), site
+        assert clean.logits is not None
+        assert error(written, clean.logits) > 1e-3, site
 
 
 @by_trait

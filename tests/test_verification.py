@@ -26,6 +26,8 @@ def test_every_identity_holds_at_each_layer_that_has_it(tiny):
         "resid_post = next resid_pre": LAYERS - 1,
         "the stream adds up when attn_out, mlp_post and mlp_out are edited": LAYERS,
         "resid_pre + attn_out + mlp_out = resid_post": sum(block.parallel for block in blocks),
+        "ln1(resid_pre) = ln1": sum(block.ln1 is not None for block in blocks),
+        "ln2(stream) = ln2": sum(block.ln2 is not None for block in blocks),
         "resid_mid + mlp_out = resid_post": sum(not block.parallel for block in blocks),
         "z W_O = attn_out": sum(block.attn is not None for block in blocks),
         "a query moves its own z alone, of its own head": sum(block.q is not None for block in blocks),

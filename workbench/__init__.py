@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from workbench.analyses.lens import LensView as LensView
     from workbench.analyses.lens import lens as lens
     from workbench.analyses.lens import logit_lens as logit_lens
+    from workbench.analyses.lens_contributions import lens_contributions as lens_contributions
+    from workbench.analyses.lens_quality import lens_quality as lens_quality
     from workbench.analyses.linearity import Linearity as Linearity
     from workbench.analyses.linearity import linearity as linearity
     from workbench.analyses.logit_attribution import Attribution as Attribution
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from workbench.lenses.convert import convert_lens as convert_lens
     from workbench.lenses.jacobian import fit_jacobian as fit_jacobian
     from workbench.lenses.lens import Lens as Lens
+    from workbench.lenses.shipped import shipped_lens as shipped_lens
     from workbench.lenses.shortcut import fit_shortcut as fit_shortcut
     from workbench.lenses.tuned import fit_tuned as fit_tuned
     from workbench.loading import load as load
@@ -103,6 +106,9 @@ _HOMES = {
     "convert_lens": "workbench.lenses.convert",
     "decode_directions": "workbench.analyses.decoded_directions",
     "fit_jacobian": "workbench.lenses.jacobian",
+    "lens_contributions": "workbench.analyses.lens_contributions",
+    "lens_quality": "workbench.analyses.lens_quality",
+    "shipped_lens": "workbench.lenses.shipped",
     "fit_shortcut": "workbench.lenses.shortcut",
     "fit_tuned": "workbench.lenses.tuned",
     "fit_transports": "workbench.transports.fit",

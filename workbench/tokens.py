@@ -30,6 +30,21 @@ def token_strings(tokenizer: "PreTrainedTokenizerBase", d_vocab: int) -> list[st
     return strings + [f"<unused {i}>" for i in range(len(strings), d_vocab)]
 
 
+def token_bytes(tokenizer: "PreTrainedTokenizerBase", d_vocab: int) -> list[int]:
+    """How many bytes of UTF-8 text each token id stands for, `d_vocab` of them; special and unused ones for none."""
+    raw = tokenizer.convert_ids_to_tokens(list(range(min(len(tokenizer), d_vocab))))
+    special, byte_level = set(tokenizer.all_special_ids), _is_byte_level(raw)
+    sizes = []
+    for i, token in enumerate(raw):
+        if token is None or i in special:
+            sizes.append(0)
+        elif byte_level:
+            sizes.append(len(token))
+        else:
+            sizes.append(1 if re.fullmatch(r"<0x[0-9A-F]{2}>", token) else len(token.replace("▁", " ").encode()))
+    return sizes + [0] * (d_vocab - len(sizes))
+
+
 def fold(token: str) -> str:
     """The token without surrounding space and case, the sense in which ` Dog` and `dog` are one word."""
     return token.strip().casefold()

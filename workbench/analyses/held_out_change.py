@@ -20,7 +20,7 @@ from workbench.streaming.batches import batch_of
 
 
 class Change(NamedTuple):
-    """Means over tokens, with their standard errors over documents."""
+    """Means over tokens, with their standard errors over documents; infinite, without one, if a last state is no number."""
 
     change: float
     """Of the loss, nats a token: what the changed model's is more."""
@@ -31,6 +31,8 @@ class Change(NamedTuple):
     agreement: float
     """How often the likeliest token is the untouched model's."""
     agreement_error: float
+    overflowed: float
+    """The share of tokens whose last state is no number."""
 
 
 class HeldOut:
@@ -52,23 +54,22 @@ class HeldOut:
         self.nats = torch.cat([-found.target_log_probabilities[:, 0] for found in own]).double().cpu().numpy()
 
     def under(self, changed: AbstractContextManager[object]) -> Change:
-        """What becomes of the outputs while the model is changed.
-
-        Raises:
-            NotFinite: if a last state is no number then.
-        """
-        nats, kl, agrees = [], [], []
+        """What becomes of the outputs while the model is changed. A token whose last state is no number has lost all."""
+        nats, kl, agrees, overflows = [], [], [], []
         states = zip(self._states(changed), self._clean, self._next, self._best, strict=True)
         for rows, clean, targets, best in states:
-            found = self._project(rows, targets, clean)
+            finite = rows.isfinite().all(1, keepdim=True)
+            found = self._project(torch.where(finite, rows, clean), targets, clean)
             assert found.kl_nats is not None
-            nats.append(-found.target_log_probabilities[:, 0])
-            kl.append(found.kl_nats)
-            agrees.append(found.top_ids[:, 0] == best)
+            there = finite[:, 0].to(best.device)
+            nats.append((-found.target_log_probabilities[:, 0]).where(there, torch.inf))
+            kl.append(found.kl_nats.where(there, torch.inf))
+            agrees.append((found.top_ids[:, 0] == best) & there)
+            overflows.append(~there)
         more, divergence, agreement = (torch.cat(part).double().cpu().numpy() for part in (nats, kl, agrees))
         return Change(
             *mean_and_error(more - self.nats, self.document), *mean_and_error(divergence, self.document),
-            *mean_and_error(agreement, self.document),
+            *mean_and_error(agreement, self.document), float(torch.cat(overflows).double().mean()),
         )  # fmt: skip
 
     @torch.no_grad()

@@ -35,6 +35,8 @@ class Losses(NamedTuple):
 def mean_and_error(values: np.ndarray, document: np.ndarray) -> tuple[float, float]:
     """Mean over tokens, and its standard error over documents: tokens of one are not independent."""
     mean = float(values.mean())
+    if not np.isfinite(mean):
+        return mean, float("nan")
     by_document = np.bincount(np.unique(document, return_inverse=True)[1], values - mean)
     n = len(by_document)
     error = float(np.sqrt((by_document**2).sum() * n / (n - 1)) / len(values)) if n > 1 else float("nan")

@@ -68,6 +68,30 @@ class LensView(Result):
 
         return plot_lens(self, row, stride)
 
+    def plot_trajectories(self, measure: str = "kl_to_final_nats", *, row: int = 0) -> go.Figure:
+        """One measure by layer, a line a token.
+
+        Args:
+            measure: kl_to_final_nats, entropy_nats, surprisal_nats, target_rank or target_log_probability.
+            row: Which text.
+        """
+        from workbench.plots.lens import plot_trajectories
+
+        return plot_trajectories(self, measure, row)
+
+    def plot_difference(
+        self, other: LensView, measure: str = "kl_to_final_nats", *, row: int = 0, other_row: int = 0
+    ) -> go.Figure:
+        """What this view has more of than another: another lens on the same text, or another text of equally many tokens.
+
+        Args:
+            measure: As `plot_trajectories`.
+            row, other_row: Which text of each.
+        """
+        from workbench.plots.lens import plot_difference
+
+        return plot_difference(self, other, measure, row, other_row)
+
     def save(self, folder: str | Path) -> Path:
         """Write lens.parquet, positions.parquet and, last, run.json.
 

@@ -9,7 +9,9 @@ We differ in this: the cost is the change of the loss on documents that no map w
 likeliest token (their precision at 1) beside it; maps have an intercept and are ridge, where theirs are least squares without
 (`kind="ols", affine=False`); they are fitted on all ordinary tokens, where they draw one a sentence; and the first four
 positions, on which attention rests, are left alone, where they replace at all (`positions="all"`). As theirs, maps are fitted
-on the untouched model, so in later blocks they read what they were not fitted on.
+on the untouched model, so in later blocks they read what they were not fitted on. To norms that is fatal: maps explain 98 % of
+what those of SmolLM2-135M give on other documents, but bound nothing, and with them from block 10 on the stream of a quarter of
+all tokens grows until it overflows.
 """
 
 from __future__ import annotations
@@ -44,8 +46,6 @@ if TYPE_CHECKING:
     from workbench.moments.layout import Pair
 
 KIND = "shortcuts"
-CHEAP_NATS = 0.1
-"""What the text calls a cheap replacement, of a loss of a few nats."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -54,7 +54,8 @@ class Shortcuts(Result):
     the sub-modules of all blocks from that layer on are replaced.
 
     change: of the loss, nats a token. kl_nats: KL(untouched || changed), a token. agreement: how often the likeliest token
-    stays. Each with its standard error over documents: change_error, kl_error, agreement_error. restored: the share of what the
+    stays. Each with its standard error over documents: change_error, kl_error, agreement_error. overflowed: the share of tokens
+    whose last state is no number any more; if there are any, change and kl_nats are infinite. restored: the share of what the
     mean costs that this does not.
 
     `fits` has a row a map: layer, mode, source, target, n (tokens of the fit), strength, in_sample, held_out (R², weighted by
@@ -66,32 +67,16 @@ class Shortcuts(Result):
     def overview(self) -> pd.DataFrame:
         """Cost by first layer, nats a token, in a column for each mode and way: attention, attention_mean, attention_zero, …"""
         table = self.table.assign(
-            name=[mode if way == "map" else f"{mode}_{way}" for mode, way in zip(*self._kinds, strict=True)]
+            name=[row.mode if row.way == "map" else f"{row.mode}_{row.way}" for row in self.table.itertuples()]
         )
         names = list(dict.fromkeys(table["name"]))
         return table.pivot(index="layer", columns="name", values="change")[names].rename_axis(columns=None).reset_index()
 
     def paragraph(self) -> str:
         """What the numbers mean, in words."""
-        own, first = self.settings, self.table["layer"].min()
-        where = "at all positions" if own["positions"] == "all" else "from the fifth position on"
-        sentences = [
-            f"{own['model']} on {own['held_out_tokens']:,} held-out tokens of {own['corpus']!r} ({own['held_out_documents']} "
-            f"documents; maps of {int(self.fits['n'].min()):,} others): its loss is {own['clean_loss']:.3f} nats a token. What "
-            f"replacing in all blocks from {first} on adds, {where}:"
-        ]
-        for mode in own["modes"]:
-            rows = self.table[self.table["mode"] == mode]
-            ways = rows[rows["layer"] == first].set_index("way")
-            by_map = ways.loc["map"]
-            costs = [f"{mode} by its maps {by_map['change']:+.3f} ± {by_map['change_error']:.3f}"]
-            costs += [
-                f"by {'nothing' if way == 'zero' else 'its mean'} {ways.loc[way, 'change']:+.3f}" for way in ways.index[1:]
-            ]
-            sentences.append(f"{', '.join(costs)} (likeliest token kept by the maps: {by_map['agreement']:.0%}).")
-        cheap = [f"{mode} {self._cheap_from(mode)}" for mode in own["modes"]]
-        sentences.append(f"The first block from which on maps cost less than {CHEAP_NATS} nats: {', '.join(cheap)}.")
-        return " ".join(sentences)
+        from workbench.analyses.shortcuts_text import paragraph
+
+        return paragraph(self)
 
     def plot(self) -> go.Figure:
         """Cost and agreement by the first block that is replaced, a line a mode, nulls dashed."""
@@ -125,17 +110,6 @@ class Shortcuts(Result):
 
     def _repr_html_(self) -> str:
         return f"<p>{escape(self.paragraph())}</p>{self.overview().round(3).to_html(index=False)}"
-
-    @property
-    def _kinds(self) -> tuple[pd.Series, pd.Series]:
-        return self.table["mode"], self.table["way"]
-
-    def _cheap_from(self, mode: str) -> str:
-        """The first layer from which on every measured one is cheap."""
-        own = self.table[(self.table["mode"] == mode) & (self.table["way"] == "map")].sort_values("layer")
-        dear = own.loc[own["change"] >= CHEAP_NATS, "layer"]
-        cheap = own.loc[own["layer"] > (dear.max() if len(dear) else -1), "layer"]
-        return str(cheap.min()) if len(cheap) else "none"
 
 
 def shortcuts(
@@ -220,9 +194,9 @@ def shortcuts(
                 change = held_out.under(substitute(model, *maps, skip=skip))
                 found.append({"layer": layer, "mode": mode, "way": way} | change._asdict())
     settings = {name: value for name, value in moments.settings.items() if name not in ("corpus_parts", "seed")} | {
-        "modes": list(pairs), "layers": first, "positions": positions, "fit": kind, "affine": affine, "nulls": nulls,
-        "loss_tokens": loss_tokens, "clean_loss": float(held_out.nats.mean()), "held_out_tokens": len(held_out.nats),
-        "held_out_documents": len(np.unique(held_out.document)),
+        "d_model": model.d_model, "modes": list(pairs), "layers": first, "positions": positions, "fit": kind, "affine": affine,
+        "nulls": nulls, "loss_tokens": loss_tokens, "clean_loss": float(held_out.nats.mean()),
+        "held_out_tokens": len(held_out.nats), "held_out_documents": len(np.unique(held_out.document)),
     }  # fmt: skip
     return Shortcuts(table=_with_restored(pd.DataFrame(found)), settings=settings, fits=pd.DataFrame(fits))
 

@@ -1,7 +1,8 @@
-"""The verbs of lenses: what each layer already predicts, and maps that say it better."""
+"""The verbs of lenses: what each layer already predicts, maps that say it better, and how near they come."""
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,17 +20,39 @@ from workbench.cli.corpus_options import (
 from workbench.cli.options import Device, DType, Json, Layers, Model, Out, Revision, load_model
 from workbench.cli.show import emit_json, say
 from workbench.embedded import DEFAULT as DEFAULT_MODEL
+from workbench.errors import UnknownOption
 from workbench.manifest import note, wrote
+
+if TYPE_CHECKING:
+    from workbench.lenses.lens import Lens
+    from workbench.model import LanguageModel
+
+
+class LensKind(StrEnum):
+    """How a lens's maps are made."""
+
+    logit = "logit"
+    shortcut = "shortcut"
+    tuned = "tuned"
+    jacobian = "jacobian"
+    jacobian_same_position = "jacobian_same_position"
+
+
+KindOption = Annotated[LensKind, typer.Option(help="A lens that is shipped for the model; logit takes states as they are.")]
+LensFolder = Annotated[Path | None, typer.Option(help="Folder of a fitted lens, in the place of --kind.")]
 
 
 def lens(
     prompt: Annotated[str, typer.Option(help="The text.")],
     model: Model = DEFAULT_MODEL,
-    lens: Annotated[Path | None, typer.Option(help="Folder of a fitted lens; the logit lens, if not given.")] = None,
+    kind: KindOption = LensKind.logit,
+    lens: LensFolder = None,
     layers: Layers = None,
+    site: Annotated[str | None, typer.Option(help="Other sites of the stream, as resid_mid, in the place of layers.")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Likeliest tokens of each cell.")] = 5,
     target: Annotated[str | None, typer.Option(help="Token to follow; the text's next one, if not given.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write tables and the picture here.")] = None,
+    versus: Annotated[str | None, typer.Option(help="Also draw the difference to this text, of equally many tokens.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write tables and pictures here.")] = None,
     revision: Revision = None,
     device: Device = None,
     dtype: DType = None,
@@ -38,28 +61,37 @@ def lens(
     """What does each layer already predict?"""
     from workbench.analyses.lens import lens as run
     from workbench.artifacts import output_folder, write_page
-    from workbench.lenses.lens import Lens
 
+    if versus is not None and out is None:
+        raise UnknownOption("--versus draws a picture. Say with --out where to write it.")
     if out is not None:
         output_folder(out)
     loaded = load_model(model, revision, device, dtype)
-    found = run(loaded, prompt, None if lens is None else Lens.load(lens, model=loaded), layers=layers, k=top_k, target=target)
+    chosen = _lens(loaded, kind, lens)
+    found = run(loaded, prompt, chosen, layers=layers, sites=site, k=top_k, target=target)
     if out is not None:
         wrote(found.save(out))
         wrote(write_page(out / "lens.html", found.plot()))
+        wrote(write_page(out / "trajectories.html", found.plot_trajectories()))
+    if versus is not None and out is not None:
+        other = run(loaded, versus, chosen, layers=layers, sites=site, k=top_k, target=target)
+        wrote(write_page(out / "difference.html", found.plot_difference(other)))
     if json:
         rows = {"table": found.table.to_dict("records"), "positions": found.positions.to_dict("records")}
         emit_json({"settings": found.settings, "by_layer": found.by_layer().to_dict("records"), **rows})
         return
     print(found)
     if out is not None:
-        say(f"\nWritten to {out}; the picture is lens.html.")
+        say(f"\nWritten to {out}; the pictures are lens.html and trajectories.html.")
 
 
 def fit_lens(
     corpus: CorpusOption,
     out: Out,
+    kind: Annotated[LensKind, typer.Option(help="How its maps are made.")] = LensKind.shortcut,
     model: Model = DEFAULT_MODEL,
+    site: Annotated[str | None, typer.Option(help="Sites that maps begin at, as resid_mid; all states, if not given.")] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Of a tuned lens: how often the corpus is gone through.")] = 1,
     max_tokens: MaxTokens = None,
     column: Column = "text",
     length: Length = None,
@@ -71,24 +103,99 @@ def fit_lens(
     dtype: DType = None,
     json: Json = False,
 ) -> None:
-    """Fit least-squares maps from every state to the last: the shortcut lens."""
+    """Fit maps from every state to the last: a shortcut lens in closed form, a tuned one by training, or a Jacobian one."""
     from workbench.artifacts import output_folder
+    from workbench.lenses.jacobian import fit_jacobian
     from workbench.lenses.shortcut import fit_shortcut
+    from workbench.lenses.tuned import STEP_TOKENS, fit_tuned
+    from workbench.lenses.unfinished import Unfinished
 
+    if kind == LensKind.logit:
+        raise UnknownOption("The logit lens takes states as they are: nothing is fitted. Ask for shortcut, tuned or jacobian.")
     output_folder(out)
     texts = load_corpus(corpus, column, length, packed, bos, max_tokens)
     note(seed=0)
-    found = fit_shortcut(load_model(model, revision, device, dtype), texts, batch_tokens=batch_tokens, progress=not json)
+    loaded, progress = load_model(model, revision, device, dtype), not json
+    if kind == LensKind.shortcut:
+        found = fit_shortcut(loaded, texts, sites=site, batch_tokens=batch_tokens, progress=progress)
+    elif kind == LensKind.tuned:
+        tokens = batch_tokens or STEP_TOKENS
+        found = fit_tuned(loaded, texts, sites=site, epochs=epochs, step_tokens=tokens, folder=out, progress=progress)
+    else:
+        same = kind == LensKind.jacobian_same_position
+        found = fit_jacobian(
+            loaded, texts, sites=site, same_position=same, batch_tokens=batch_tokens, folder=out, progress=progress
+        )
     wrote(found.save(out))
-    scores = {number: one.scores["frobenius_held_out"] for number, one in found.maps.items()}
+    Unfinished(out, {}).done()
+    scores = {one: transport.scores for one, transport in found.maps.items()}
     if json:
-        emit_json({"out": str(out), "settings": found.settings, "held_out": scores})
+        emit_json({"out": str(out), "kind": found.kind, "settings": found.settings, "scores": scores})
         return
-    print("state  held-out R² of the last state")
-    for number, score in scores.items():
-        print(f"{number:5}  {score:.3f}")
+    shown = {"shortcut": ("frobenius_held_out", "held-out R² of the last state"),
+             "tuned": ("kl_last_tenth", "KL to the output in the last tenth of training, nats")}  # fmt: skip
+    if found.kind in shown:
+        column_, title = shown[found.kind]
+        print(f"{'site':14}  {title}")
+        for one, own in scores.items():
+            print(f"{one:14}  {own[column_]:.3f}")
+    else:
+        print(found)
     say(f"\nWritten to {out}. Use it: workbench lens --lens {out} --prompt TEXT")
 
 
-VERBS = {"lens": lens, "fit-lens": fit_lens}
+def lens_quality(
+    corpus: CorpusOption,
+    model: Model = DEFAULT_MODEL,
+    kind: Annotated[list[LensKind] | None, typer.Option(help="Lenses that are shipped for the model, beside logit.")] = None,
+    lens: Annotated[list[Path] | None, typer.Option(help="Folders of fitted lenses.")] = None,
+    layers: Layers = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of the held-out documents, every tenth.")] = 4096,
+    column: Column = "text",
+    length: Length = None,
+    packed: Packed = False,
+    bos: Bos = BosOption.tokenizer,
+    batch_tokens: BatchTokens = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write tables and the picture here.")] = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: DType = None,
+    json: Json = False,
+) -> None:
+    """How near do lenses come to the output, on held-out text, and what would stopping early save?"""
+    from workbench.analyses.lens_quality import lens_quality as run
+    from workbench.artifacts import output_folder, write_page
+    from workbench.lenses.lens import Lens
+
+    if out is not None:
+        output_folder(out)
+    texts = load_corpus(corpus, column, length, packed, bos, None)
+    loaded = load_model(model, revision, device, dtype)
+    lenses = {"logit": Lens.logit(loaded)}
+    lenses |= {one.value: _lens(loaded, one, None) for one in kind or ()}
+    for folder in lens or ():
+        own = Lens.load(folder, model=loaded)
+        lenses[own.kind if own.kind not in lenses else folder.name] = own
+    found = run(loaded, texts, lenses, layers=layers, max_tokens=max_tokens, batch_tokens=batch_tokens, progress=not json)
+    if out is not None:
+        wrote(found.save(out))
+        wrote(write_page(out / "lens_quality.html", found.plot()))
+    if json:
+        tables = {"table": found.table, "null": found.null, "saved": found.saved}
+        rows = {name: None if table is None else table.to_dict("records") for name, table in tables.items()}
+        emit_json({"settings": found.settings, "not_nearer": found.not_nearer(), **rows})
+        return
+    print(found)
+    if out is not None:
+        say(f"\nWritten to {out}; the picture is lens_quality.html.")
+
+
+def _lens(model: "LanguageModel", kind: LensKind, folder: Path | None) -> "Lens":
+    from workbench.lenses.lens import Lens
+    from workbench.lenses.shipped import shipped_lens
+
+    return shipped_lens(model, kind.value) if folder is None else Lens.load(folder, model=model)
+
+
+VERBS = {"lens": lens, "fit-lens": fit_lens, "lens-quality": lens_quality}
 """By the name on the command line."""

@@ -49,8 +49,8 @@ class Unfinished:
         if other := [name for name in sorted({*said, *self.settings}) if said.get(name) != self.settings.get(name)]:
             what = "; ".join(f"{name}: there {said.get(name)!r}, here {self.settings.get(name)!r}" for name in other[:3])
             raise OtherJob(
-                f"{str(self.path.parent)!r} holds an unfinished fit with other settings ({what}). Ask for the same ones to go on "
-                f"with it, name another folder, or delete {FILE} there."
+                f"{str(self.path.parent)!r} holds an unfinished fit with other settings ({what}). Ask for the same ones to go "
+                f"on with it, name another folder, or delete {FILE} there."
             )
         return tensors, done
 

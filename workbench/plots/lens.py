@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from workbench.errors import UnknownOption
+from workbench.corpus.corpus import EARLY_UNTIL
+from workbench.errors import NotComparable, UnknownOption, require_one_of
 from workbench.plots.text import plain
 from workbench.tokens import shown
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
 ROWS = 16
 """Layers that are drawn, if no stride is given."""
+MEASURES = {
+    "kl_to_final_nats": "KL to output, nats", "entropy_nats": "entropy, nats", "surprisal_nats": "surprisal, nats",
+    "target_rank": "rank of target", "target_log_probability": "log-probability of target",
+}  # fmt: skip
 
 
 def plot_lens(view: LensView, row: int, stride: int | None) -> go.Figure:
@@ -64,5 +69,86 @@ def plot_lens(view: LensView, row: int, stride: int | None) -> go.Figure:
     figure.update_layout(
         title={"text": f"What each layer predicts: {view.settings['lens']} lens of {plain(view.settings['model'])}", "y": 0.98},
         template="plotly_white", height=170 + 26 * len(layers), width=max(620, 170 + 84 * len(best.columns)), margin={"t": 130},
+    )  # fmt: skip
+    return figure
+
+
+def plot_trajectories(view: LensView, measure: str, row: int) -> go.Figure:
+    """A line a token over layers; the first positions, where attention rests, are thin. Ranks are drawn from 1, on a
+    logarithmic axis.
+
+    Raises:
+        UnknownOption: for a text or a measure that there is not.
+    """
+    import plotly.graph_objects as go
+    from plotly.colors import sample_colorscale
+
+    require_one_of("measure", measure, tuple(MEASURES))
+    own = view.positions[view.positions["row"] == row]
+    if own.empty:
+        raise UnknownOption(f"row={row}: there are {view.positions['row'].nunique()} texts.")
+    figure = go.Figure()
+    places = sorted(own["pos"].unique())
+    for pos in places:
+        line = own[own["pos"] == pos]
+        shade = sample_colorscale("Viridis", [0.9 * pos / max(places[-1], 1)])[0]
+        token, target = shown(line["token"].iloc[0]), shown(line["target"].iloc[0])
+        figure.add_scatter(
+            x=line["layer"], y=line[measure] + (measure == "target_rank"), name=plain(f"{pos} {token}"),
+            mode="lines", line={"color": shade, "width": 1 if pos < EARLY_UNTIL else 2},
+            hovertemplate=f"layer %{{x}}: %{{y:.3f}}<extra>after {plain(token)}, target {plain(target)}</extra>",
+        )  # fmt: skip
+    figure.update_yaxes(title_text=MEASURES[measure], type="log" if measure == "target_rank" else "linear")
+    figure.update_xaxes(title_text="layer")
+    figure.update_layout(
+        title=f"{MEASURES[measure]} by layer: {view.settings['lens']} lens of {plain(view.settings['model'])}",
+        template="plotly_white", legend={"title": "token", "font": {"family": "monospace"}}, height=460, width=900,
+    )  # fmt: skip
+    return figure
+
+
+def plot_difference(view: LensView, other: LensView, measure: str, row: int, other_row: int) -> go.Figure:
+    """The first less the second, in colours centred at zero; cells hold the likeliest token, or both where they differ.
+
+    Raises:
+        UnknownOption: for a text or a measure that there is not.
+        NotComparable: if the texts have other numbers of tokens, or other sites were read.
+    """
+    import numpy as np
+    import plotly.graph_objects as go
+
+    require_one_of("measure", measure, tuple(MEASURES))
+    sides = []
+    for one, index in ((view, row), (other, other_row)):
+        own = one.positions[one.positions["row"] == index].pivot(index="layer", columns="pos", values=measure)
+        best = one.table[(one.table["row"] == index) & (one.table["rank"] == 0)]
+        tokens = one.positions[one.positions["row"] == index].drop_duplicates("pos").sort_values("pos")["token"]
+        sides.append((own, best.pivot(index="layer", columns="pos", values="token"), tokens.tolist()))
+    (a, best_a, tokens_a), (b, best_b, tokens_b) = sides
+    if a.empty or b.empty or a.shape != b.shape or view.settings["sites"] != other.settings["sites"]:
+        raise NotComparable(
+            f"The first text has {a.shape[1]} tokens at {a.shape[0]} sites, the second {b.shape[1]} at {b.shape[0]}: cells "
+            "cannot be laid over each other. Take texts of equally many tokens, and the same layers."
+        )
+    difference = (a - b).to_numpy()
+    pairs = zip(best_a.to_numpy().flatten(), best_b.to_numpy().flatten(), strict=True)
+    text = [plain(shown(x) if x == y else f"{shown(x)} | {shown(y)}") for x, y in pairs]
+    across = [plain(shown(x) if x == y else f"{shown(x)} | {shown(y)}") for x, y in zip(tokens_a, tokens_b, strict=True)]
+    widest = float(np.quantile(np.abs(difference), 0.98)) or 1.0
+    figure = go.Figure(
+        go.Heatmap(  # pyright: ignore[reportAttributeAccessIssue]
+            z=difference, x=list(a.columns), y=[str(layer) for layer in a.index], text=np.reshape(text, a.shape),
+            texttemplate="%{text}", textfont={"size": 10, "family": "monospace"}, colorscale="RdBu", reversescale=True,
+            zmid=0, zmin=-widest, zmax=widest, colorbar={"title": "first less<br>second"},
+            hovertemplate="layer %{y}, %{x}<br>%{z:.3f}<br>%{text}<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.update_yaxes(title_text="layer", type="category")
+    figure.update_xaxes(tickvals=list(a.columns), ticktext=across, tickangle=-45, side="top")
+    lenses = [one.settings["lens"] for one in (view, other)]
+    named = lenses[0] if lenses[0] == lenses[1] else f"{lenses[0]} less {lenses[1]}"
+    figure.update_layout(
+        title={"text": f"{MEASURES[measure]}: {named}, {plain(view.settings['model'])}", "y": 0.98}, template="plotly_white",
+        height=170 + 22 * len(a), width=max(620, 170 + 100 * a.shape[1]), margin={"t": 140},
     )  # fmt: skip
     return figure

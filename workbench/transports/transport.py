@@ -114,10 +114,10 @@ class Transport:
             raise NotComparable(f"{self!r} ends at {self.target}, and {other!r} begins at {other.source}. They must meet.")
         self._require_same_model(other.settings, f"{other!r}")
         if self.right is None:
-            left, right = self.left @ other.left, other.right
+            left, right = self.left.double() @ other.left.double(), other.right
         else:
-            left, right = self.left, self.right @ other.matrix
-        bias = self.bias @ other.matrix + other.bias
+            left, right = self.left, self.right.double() @ other.matrix.double()
+        bias = self.bias.double() @ other.matrix.double() + other.bias
         made = {name: self.settings[name] for name in OF_THE_MODEL} | {
             "kind": "composed",
             "of": [self.settings, other.settings],
@@ -170,8 +170,8 @@ def require_weights(settings: Mapping[str, Any], model: LanguageModel, what: str
     """
     if any(settings[name] != value for name, value in of_model(model).items() if name in ("weights_hash", "revision")):
         raise OtherJob(
-            f"{what} is of {settings['model']!r}, revision {settings['revision']} ({settings['weights_hash'][:12]}…), not of the "
-            f"weights of {model.name!r}, revision {model.revision}. Fit one with this model."
+            f"{what} is of {settings['model']!r}, revision {settings['revision']} ({settings['weights_hash'][:12]}…), not of "
+            f"the weights of {model.name!r}, revision {model.revision}. Fit one with this model."
         )
 
 
