@@ -32,6 +32,7 @@ bench: $(VENV)/dev
 	$(BIN)/workbench pull
 	$(BIN)/python tests/benchmarks/neuron_map.py
 	$(BIN)/python tests/benchmarks/whole_map.py
+	$(BIN)/python tests/benchmarks/lens.py
 	$(BIN)/python tests/benchmarks/capture.py
 	$(BIN)/python tests/benchmarks/store.py
 	$(BIN)/python tests/benchmarks/reading.py
@@ -56,7 +57,7 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "Python's venv module is needed (Debian: apt-get install python3-venv)"; exit 1; }
 
 $(VENV)/core: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) -e .
+	$(PIP) -e '.[fast]'
 	@touch $@
 
 $(VENV)/dev: $(VENV)/core

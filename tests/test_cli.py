@@ -438,6 +438,28 @@ def test_transport_shows_writes_and_answers_in_json(model, tmp_path):
     one_line(command("transport", "--model", model, "--corpus", texts, *out, *wrong), 2, "principal:32")
 
 
+def test_lenses_of_every_kind_are_fitted_and_measured(model, tmp_path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n\n".join(" ".join(f"word{(i * 7 + j * j) % 97}" for j in range(12)) for i in range(30)))
+    short = ("--corpus", texts, "--max-tokens", "300")
+    for kind, said in (("tuned", "KL to the output"), ("jacobian", "jacobian, 3 maps"), ("jacobian_same_position", "3 maps")):
+        done = command("fit-lens", "--model", model, *short, "--kind", kind, "--out", tmp_path / kind)
+        assert done.returncode == 0, done.stderr
+        assert said in done.stdout
+        assert sorted(path.name for path in (tmp_path / kind).iterdir()) == ["run.json", "transports.safetensors"]
+    measured = ("lens-quality", "--model", model, "--corpus", texts, "--lens", tmp_path / "tuned", "--lens", tmp_path / "jacobian")
+    done = command(*measured, "--out", tmp_path / "quality")
+    assert done.returncode == 0, done.stderr
+    assert "blocks saved at a wanted agreement" in done.stdout
+    answer = json.loads(command(*measured, "--layers", "0", "--json").stdout)
+    assert {row["lens"] for row in answer["table"]} == {"logit", "tuned", "jacobian"}
+    assert answer["saved"] is None
+    versus = ("--versus", "the dog", "--out", tmp_path / "view")
+    done = command("lens", "--model", model, "--prompt", "the cat", "--lens", tmp_path / "tuned", *versus, "--site", "resid_post")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "view" / "difference.html").exists()
+
+
 def test_lenses_are_read_fitted_and_answered_in_json(model, tmp_path):
     texts = tmp_path / "texts.txt"
     texts.write_text("\n\n".join(" ".join(f"word{(i * 7 + j * j) % 97}" for j in range(12)) for i in range(30)))
@@ -445,7 +467,7 @@ def test_lenses_are_read_fitted_and_answered_in_json(model, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "logit lens of" in done.stdout
     assert sorted(path.name for path in (tmp_path / "view").iterdir()) == [
-        "lens.html", "lens.parquet", "positions.parquet", "run.json",
+        "lens.html", "lens.parquet", "positions.parquet", "run.json", "trajectories.html",
     ]  # fmt: skip
     done = command("fit-lens", "--model", model, "--corpus", texts, "--out", tmp_path / "lens")
     assert done.returncode == 0, done.stderr
@@ -455,4 +477,7 @@ def test_lenses_are_read_fitted_and_answered_in_json(model, tmp_path):
     assert answer["settings"]["lens"] == "shortcut"
     assert [row["layer"] for row in answer["by_layer"]] == [1, 2]
     one_line(command("lens", "--model", model, "--prompt", "the cat", "--lens", tmp_path / "none"), 2, "does not exist")
+    one_line(command("lens", "--model", model, "--prompt", "the cat", "--kind", "tuned"), 2, "No tuned lens is shipped")
+    one_line(command("lens", "--model", model, "--prompt", "the cat", "--versus", "a dog"), 2, "--out")
+    one_line(command("fit-lens", "--model", model, "--corpus", texts, "--out", tmp_path / "l", "--kind", "logit"), 2, "as they are")
     one_line(command("lens", "--model", model, "--prompt", ""), 2, "empty")

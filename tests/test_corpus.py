@@ -142,7 +142,7 @@ def test_the_policies_of_beginnings_and_ends(tokenizers):
 
 def test_every_policy_is_recorded(llama):
     corpus = wb.Corpus(TEXTS, length=9, packed=True, bos="row", max_tokens=7)
-    assert corpus.settings == {"corpus": "texts", "length": 9, "packed": True, "bos": "row", "max_tokens": 7}
+    assert corpus.settings == {"corpus": "texts", "length": 9, "packed": True, "bos": "row", "max_tokens": 7, "side": "all"}
     assert repr(corpus) == "Corpus('texts', packed, rows of 9, bos='row', at most 7 tokens)"
     assert repr(wb.Corpus(TEXTS)) == "Corpus('texts', a document a row, bos='tokenizer')"
     assert wb.stream(llama, wb.Corpus(TEXTS), "resid_post.1").settings["row_length"] == 64

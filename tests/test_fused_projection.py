@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from workbench import tiles
+from workbench.near_ties import GROWTH
 from workbench.projector import Projector
 from workbench.vocabulary import Vocabulary
 
@@ -90,7 +91,7 @@ def test_blocks_are_as_many_as_the_memory_asks_for(monkeypatch):
         assert torch.equal(getattr(whole, name), getattr(parts, name))
 
 
-@pytest.mark.parametrize("why", ["float32", "soft cap", "entropy", "targets"])
+@pytest.mark.parametrize("why", ["float32", "soft cap", "reference"])
 def test_what_the_kernel_does_not_do_goes_through_tiles(why):
     voc = head(64, 8192)
     x = torch.randn(10, 64, device="cuda").bfloat16()
@@ -98,6 +99,48 @@ def test_what_the_kernel_does_not_do_goes_through_tiles(why):
         voc, x = head(64, 8192, torch.float32), x.float()
     if why == "soft cap":
         voc = Vocabulary(voc.W_U, None, voc.gain, nn.Identity(), softcap=30.0)
-    projector = Projector(voc, decoder="norm" if why == "soft cap" else "none", k=K, entropy=why == "entropy")
-    projector(x, targets=torch.tensor([3], device="cuda") if why == "targets" else None)
+    projector = Projector(voc, decoder="norm" if why == "soft cap" else "none", k=K)
+    projector(x, reference=x if why == "reference" else None)
     assert projector.engine == "tiles"
+
+
+@pytest.mark.parametrize(("d_model", "d_vocab", "rows", "targets"), [(72, 50_257, 33 * 5, 1), (4096, 128_256, 33 * 20, 2)])
+def test_entropy_divergence_and_ranks_against_float64(d_model, d_vocab, rows, targets):
+    voc, together = head(d_model, d_vocab), 33
+    x = (3 * torch.randn(rows, d_model, device="cuda") / d_model**0.5).bfloat16()
+    ids = torch.randint(0, d_vocab, (rows, targets), device="cuda")
+    ids[:, 0] = (x.double() @ voc.W_U.double()).argmax(1)
+    projector = Projector(voc, k=3, entropy=True)
+    found = projector(x, ids, last_of=together)
+    assert projector.engine == "fused"
+    assert found.entropy_nats is not None
+    assert found.kl_nats is not None
+    assert found.target_ranks is not None
+    assert found.target_logits is not None
+    z = x.double() @ voc.W_U.double()
+    p = torch.log_softmax(z, 1)
+    last = p.unflatten(0, (-1, together))[:, -1:].expand(-1, together, -1).flatten(0, 1)
+    margin = projector._error(x) + GROWTH * d_model * z.abs().amax(1)  # by which a logit may err
+    error = 4 * float(margin.max())  # of means of logits about 3 wide, and of differences of two
+    torch.testing.assert_close(found.entropy_nats.double(), -(p.exp() * p).sum(1), rtol=0, atol=error)
+    torch.testing.assert_close(found.kl_nats.double(), (last.exp() * (last - p)).sum(1), rtol=0, atol=error)
+    assert (found.kl_nats[together - 1 :: together] == 0).all()
+    own = z.gather(1, ids)
+    torch.testing.assert_close(found.target_logits.double(), own, rtol=1e-5, atol=1e-5)
+    assert (found.target_ranks[:, 0] == 0).all()
+    for i, one in enumerate(own.T):
+        ranks = (z > one[:, None]).sum(1)
+        surely = (z > (one + 2 * margin)[:, None]).sum(1)
+        assert (found.target_ranks[:, i] <= ranks).all()
+        assert (found.target_ranks[:, i] >= surely).all()
+
+
+def test_one_group_may_be_longer_than_a_block():
+    voc = head(64, 8192)
+    x = torch.randn(66, 64, device="cuda").bfloat16()
+    whole, parts = Projector(voc, k=3), Projector(voc, k=3, memory=40_000)
+    a, b = whole(x, None, last_of=33), parts(x, None, last_of=33)
+    assert parts.engine == "fused"
+    assert a.kl_nats is not None
+    assert b.kl_nats is not None
+    torch.testing.assert_close(a.kl_nats, b.kl_nats)

@@ -19,7 +19,7 @@ FLOORS = [
     ["selection", "softmax", "near_ties", "attention", "unit_statistics"],
     ["run_log", "manifest", "file_differences"],
     ["projection"],
-    ["tiles", "fused_projection"],
+    ["tiles", "reductions", "fused_reduction", "fused_projection"],
     ["projector"],
     ["vocabulary"],
     ["architectures"],
@@ -122,7 +122,8 @@ def run(code: str) -> str:
 
 
 def test_importing_is_cheap():
-    heavy = "[m for m in ('torch', 'transformers', 'pandas', 'plotly', 'duckdb', 'sklearn', 'pyarrow') if m in sys.modules]"
+    names = ("torch", "transformers", "pandas", "plotly", "duckdb", "sklearn", "pyarrow", "numba")
+    heavy = f"[m for m in {names} if m in sys.modules]"
     assert run(f"import sys, workbench; print({heavy})").strip() == "[]"
     assert run(f"import sys, workbench.cli; print({heavy})").strip() == "[]"
     assert "map_neurons" in run("import workbench; print(dir(workbench))")

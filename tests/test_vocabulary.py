@@ -12,12 +12,19 @@ D, V, ROWS, K = 16, 1000, 37, 7
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
-@pytest.fixture(autouse=True)
-def small_tiles(monkeypatch):
-    """Tiles, windows and blocks of sizes that divide nothing, so that every boundary is crossed."""
+@pytest.fixture(autouse=True, params=["in one visit", "in passes"])
+def small_tiles(request, monkeypatch):
+    """Tiles, windows and blocks of sizes that divide nothing, so that every boundary is crossed. In both ways: with numba
+    installed, rows that are not float32 on a CPU go through passes nevertheless."""
     monkeypatch.setattr(module, "TILE", 192)
     monkeypatch.setattr(module, "HEIGHT", {"cpu": 10, "cuda": 10})
-    monkeypatch.setattr(module, "MEMORY", {"cpu": 4 * 10 * 400, "cuda": 4 * 10 * 400})
+    monkeypatch.setattr(module, "LEAST", 10)
+    monkeypatch.setattr(module, "FEW", 0)
+    columns = V
+    if request.param == "in passes":
+        columns = 400
+        monkeypatch.setattr(module, "has_numba", lambda: False)
+    monkeypatch.setattr(module, "MEMORY", {"cpu": 4 * 10 * columns, "cuda": 4 * 10 * columns})
 
 
 def vocabulary(dtype=torch.float32, device="cpu") -> Vocabulary:

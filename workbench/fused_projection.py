@@ -1,7 +1,8 @@
 """Product, running top-k and log-sum-exp of a block of rows in one GPU kernel (Triton), for bfloat16 and float16 weights.
 
 No logits are written. A tile of them is reduced while it is in registers: to the two largest and two smallest of every group
-of columns, each with its column in its last bits, and to its part of the softmax's sum. A second kernel finds the few
+of columns, each with its column in its last bits, to its part of the softmax's sums, and to how many exceed what they are
+compared with. A second kernel finds the few
 columns of each row that can be among its best, and multiplies them again in float64. The tile is made for the memory of a
 Hopper SM, where it was measured; other GPUs take the tiles of `workbench.tiles`.
 """
@@ -38,6 +39,18 @@ class Best(NamedTuple):
     """Where more columns than were looked at lie within rounding of the last of these (`near_ties`): they are not settled."""
 
 
+class Reduced(NamedTuple):
+    """What one pass gives of some rows."""
+
+    top: Best
+    bottom: Best
+    normaliser: Float[Tensor, " rows"]
+    """log Σ exp(logit)"""
+    entropy: Float[Tensor, " rows"]
+    above: Int[Tensor, "rows bars"]
+    """How many logits of the row are above each of its bars."""
+
+
 def fits(rows: Tensor, W_U: Tensor, k: int) -> bool:
     """Whether the kernel takes these rows, this matrix and this many tokens a row."""
     return (
@@ -66,31 +79,37 @@ def bytes_a_row(d_vocab: int) -> int:
 class FusedProduct:
     """The kernels with their buffers, for many blocks of rows against one matrix."""
 
-    def __init__(self, W_U: Float[Tensor, "d_model d_vocab"], height: int, k: int, k_bottom: int):
+    def __init__(self, W_U: Float[Tensor, "d_model d_vocab"], height: int, k: int, k_bottom: int, entropy: bool, bars: int):
         """
         Args:
             height: Rows a block, at most.
             k, k_bottom: How many of the largest and of the smallest logits are wanted of each row.
+            bars: With how many numbers of its own each row is compared.
         """
+        self.entropy, self.bars = entropy, bars
         self.U, self.height, self.k, self.k_bottom = W_U.T, height, k, k_bottom
         groups, tiles = -(-W_U.shape[1] // GROUP), -(-W_U.shape[1] // COLUMNS)
         self._highs, self._lows = (
             torch.empty(2, height, groups if wanted else 0, device=W_U.device, dtype=torch.float32) for wanted in (k, k_bottom)
         )
         self._peaks, self._sums = torch.empty(2, height, tiles, device=W_U.device, dtype=torch.float32)
+        self._weighted = torch.empty(height, tiles if entropy else 0, device=W_U.device, dtype=torch.float32)
+        self._above = torch.empty(bars, height, tiles, device=W_U.device, dtype=torch.int32)
 
     def __call__(
-        self, rows: Float[Tensor, "rows d_model"], error: Float[Tensor, " rows"]
-    ) -> tuple[Best, Best, Float[Tensor, " rows"]]:
-        """The best and the worst of each row, exactly, and the log-normaliser (products are exact, and added up in float32).
+        self, rows: Float[Tensor, "rows d_model"], error: Float[Tensor, " rows"], bars: Float[Tensor, "rows bars"]
+    ) -> Reduced:
+        """The best and the worst of each row, exactly, and sums over all of it (products are exact, and added up in float32).
 
         Args:
             error: By how much a logit of the row may err, beside what grows with the logit.
+            bars: What its logits are compared with.
         """
         n, rows = len(rows), _aligned(rows)
         columns, depth = self.U.shape
         groups, tiles = -(-columns // GROUP), self._sums.shape[1]
-        normaliser = torch.empty(n, device=rows.device, dtype=torch.float32)
+        normaliser, entropy = torch.empty(2, n, device=rows.device, dtype=torch.float32)
+        bars = bars.contiguous()
         a, b = TensorDescriptor.from_tensor(rows, [ROWS, DEPTH]), TensorDescriptor.from_tensor(self.U, [COLUMNS, DEPTH])
         with torch.cuda.device(rows.device):
             # Columns beyond the vocabulary are masked in a launch of their own: a branch for them in the loop over tiles
@@ -98,17 +117,19 @@ class FusedProduct:
             for start, stop, masked in ((0, columns // COLUMNS, False), (columns // COLUMNS, tiles, True)):
                 if start < stop:
                     _product[(self._processors,)](  # pyright: ignore[reportIndexIssue]
-                        a, b, self._highs, self._lows, self._peaks, self._sums, n, columns, depth, start, stop - start,
-                        self.height * groups, groups, tiles, self._processors, MASKED=masked, HIGHS=self.k > 0,
-                        LOWS=self.k_bottom > 0, ROWS=ROWS, COLUMNS=COLUMNS, DEPTH=DEPTH, GROUP=GROUP, BAND=BAND,
+                        a, b, self._highs, self._lows, self._peaks, self._sums, self._weighted, bars, self._above, n, columns,
+                        depth, start, stop - start, self.height * groups, self.height * tiles, groups, tiles,
+                        self._processors, MASKED=masked, HIGHS=self.k > 0, LOWS=self.k_bottom > 0, ENTROPY=self.entropy,
+                        BARS=self.bars, ROWS=ROWS, COLUMNS=COLUMNS, DEPTH=DEPTH, GROUP=GROUP, BAND=BAND,
                         num_warps=8, num_stages=3,
                     )  # fmt: skip
             _normalisers[(n,)](  # pyright: ignore[reportIndexIssue]
-                self._peaks, self._sums, normaliser, tiles, TILES=triton.next_power_of_2(tiles), num_warps=1
-            )
+                self._peaks, self._sums, self._weighted, normaliser, entropy, tiles, ENTROPY=self.entropy,
+                TILES=triton.next_power_of_2(tiles), num_warps=1,
+            )  # fmt: skip
             top = self._best(rows, error, self.k, self._highs, sign=1.0)
             bottom = self._best(rows, error, self.k_bottom, self._lows, sign=-1.0)
-        return top, bottom, normaliser
+        return Reduced(top, bottom, normaliser, entropy, self._above[:, :n].sum(2).T)
 
     def _best(self, rows: Tensor, error: Tensor, k: int, extremes: Tensor, *, sign: float) -> Best:
         n, (columns, depth), groups = len(rows), self.U.shape, extremes.shape[2]
@@ -144,8 +165,8 @@ def _two_smallest(a, b, c, d):
 
 @triton.jit
 @no_type_check
-def _reduced(x, above, below, ROWS: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr):
-    """Extremes of the groups of a tile, its rows' peaks, and Σ exp(x - peak).
+def _reduced(x, above, below, ROWS: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, ENTROPY: tl.constexpr):
+    """Extremes of the groups of a tile, its rows' peaks, Σ exp(x - peak), and Σ exp(x - peak) (x - peak).
 
     `above` and `below` are its numbers with their columns in them, where columns beyond the vocabulary lose.
     """
@@ -154,16 +175,18 @@ def _reduced(x, above, below, ROWS: tl.constexpr, GROUPS: tl.constexpr, GROUP: t
     high, second_high = tl.reduce((above, -lost), 2, _two_largest)
     low, second_low = tl.reduce((below, lost), 2, _two_smallest)
     peak = tl.max(high, 1)
-    total = tl.sum(tl.exp2(x * 1.4426950408889634 - (peak * 1.4426950408889634)[:, None]), 1)
-    return high, second_high, low, second_low, peak, total
+    weights = tl.exp2(x * 1.4426950408889634 - (peak * 1.4426950408889634)[:, None])
+    weighted = tl.sum(weights * (x - peak[:, None]), 1) if ENTROPY else peak
+    return high, second_high, low, second_low, peak, tl.sum(weights, 1), weighted
 
 
 @triton.jit
 @no_type_check
 def _product(
-    a, b, highs, lows, peaks, sums, n_rows, n_columns, depth, start, wide, plane, n_groups, n_tiles, n_programs,
-    MASKED: tl.constexpr, HIGHS: tl.constexpr, LOWS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr, GROUP: tl.constexpr, BAND: tl.constexpr,
+    a, b, highs, lows, peaks, sums, weights, bars, counts, n_rows, n_columns, depth, start, wide, plane, counts_plane, n_groups,
+    n_tiles, n_programs, MASKED: tl.constexpr, HIGHS: tl.constexpr, LOWS: tl.constexpr, ENTROPY: tl.constexpr,
+    BARS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
+    BAND: tl.constexpr,
 ):  # fmt: skip
     """Each program works through tiles of `a @ b.T`, a band of rows after the other."""
     tall = tl.cdiv(n_rows, ROWS)
@@ -181,8 +204,10 @@ def _product(
         if MASKED:
             inside = j * COLUMNS + column < n_columns
             above, below = tl.where(inside, marked, float("-inf")), tl.where(inside, marked, float("inf"))
-            x = tl.where(inside, x, float("-inf"))
-        high, second_high, low, second_low, peak, total = _reduced(x, above, below, ROWS, groups_a_tile, GROUP)
+            x = tl.where(inside, x, -1e30)  # no weight, and no NaN when that is multiplied
+        high, second_high, low, second_low, peak, total, weighted = _reduced(
+            x, above, below, ROWS, groups_a_tile, GROUP, ENTROPY
+        )
         row = i * ROWS + tl.arange(0, ROWS)
         group = j * groups_a_tile + tl.arange(0, groups_a_tile)
         here = row[:, None].to(tl.int64) * n_groups + group[None, :]
@@ -195,18 +220,32 @@ def _product(
             tl.store(lows + plane + here, second_low, mask=there)
         tl.store(peaks + row.to(tl.int64) * n_tiles + j, peak, mask=row < n_rows)
         tl.store(sums + row.to(tl.int64) * n_tiles + j, total, mask=row < n_rows)
+        if ENTROPY:
+            tl.store(weights + row.to(tl.int64) * n_tiles + j, weighted, mask=row < n_rows)
+        for bar in tl.static_range(BARS):
+            least = tl.load(bars + row.to(tl.int64) * BARS + bar, mask=row < n_rows, other=0.0)
+            count = tl.sum((x > least[:, None]).to(tl.int32), 1)
+            tl.store(counts + bar * counts_plane + row.to(tl.int64) * n_tiles + j, count, mask=row < n_rows)
 
 
 @triton.jit
 @no_type_check
-def _normalisers(peaks, sums, normalisers, n_tiles, TILES: tl.constexpr):
-    """log Σ exp over the tiles of a row, added up in float64."""
+def _normalisers(
+    peaks, sums, weights, normalisers, entropies, n_tiles, ENTROPY: tl.constexpr, TILES: tl.constexpr
+):  # fmt: skip
+    """log Σ exp over the tiles of a row, and the entropy, added up in float64."""
     row, tile = tl.program_id(0).to(tl.int64), tl.arange(0, TILES)
     peak = tl.load(peaks + row * n_tiles + tile, mask=tile < n_tiles, other=float("-inf"))
     total = tl.load(sums + row * n_tiles + tile, mask=tile < n_tiles, other=0.0)
     highest = tl.max(peak, 0)
-    total = tl.sum(total.to(tl.float64) * tl.exp(peak - highest), 0)
-    tl.store(normalisers + row, (highest + tl.log(total)).to(tl.float32))
+    share = tl.exp(peak - highest)
+    whole = tl.sum(total.to(tl.float64) * share, 0)
+    tl.store(normalisers + row, (highest + tl.log(whole)).to(tl.float32))
+    if ENTROPY:
+        weighted = tl.load(weights + row * n_tiles + tile, mask=tile < n_tiles, other=0.0)
+        shift = tl.where(tile < n_tiles, peak - highest, 0.0)
+        mean = tl.sum((weighted.to(tl.float64) + total.to(tl.float64) * shift) * share, 0) / whole
+        tl.store(entropies + row, tl.maximum(tl.log(whole) - mean, 0.0).to(tl.float32))
 
 
 @triton.jit

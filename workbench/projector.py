@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from workbench.fused_projection import FusedProduct
 
 Engine = Literal["tiles", "fused"]
+NORMS = 4096
+"""Rows that are decoded at a time for their norms: all at once would take more memory than the logits in flight."""
+COLUMNS_AT_ONCE = 32768
 
 
 class Projector:
@@ -66,9 +69,9 @@ class Projector:
             for token in targets[(targets < 0) | (targets >= self.head.d_vocab)].tolist():
                 raise no_such_id(token, self.head.d_vocab)
             targets = targets.to(x.device).expand(len(x), -1)
-        if targets is None and reference is None and last_of is None and self._takes_fused(x):
+        if reference is None and self._takes_fused(x):
             self.engine = "fused"
-            found, crowded = self._in_one_kernel(x)
+            found, crowded = self._in_one_kernel(x, targets, last_of)
         else:
             self.engine = "tiles"
             found, crowded = self._settled(x, self._tiles(x, targets, reference, last_of))
@@ -104,35 +107,74 @@ class Projector:
 
     def _error(self, x: Tensor) -> Float[Tensor, " rows"]:
         """By how much logits of each row may err, beside what grows with the logit."""
-        return ERROR * self._scale * self.head.decoded(x, self.decoder).norm(dim=1, dtype=torch.float32)
+        norms = [self.head.decoded(part, self.decoder).norm(dim=1, dtype=torch.float32) for part in x.split(NORMS)]
+        return ERROR * self._scale * torch.cat(norms)
 
     @cached_property
     def _scale(self) -> float:
         return self.head.scale(self.decoder)
 
     def _takes_fused(self, x: Tensor) -> bool:
-        if not x.is_cuda or self.entropy or not len(x) or not _has_triton():
+        if not x.is_cuda or not len(x) or not _has_triton():
             return False
         from workbench.fused_projection import fits
 
         W_U, rows = self.head.matrix(self.decoder), self.head.decoded(x[:1], self.decoder)
         return W_U is not None and fits(rows, W_U, max(self.k, self.k_bottom))
 
-    def _in_one_kernel(self, x: Tensor) -> tuple[Projection, Bool[Tensor, " rows"]]:
+    def _in_one_kernel(
+        self, x: Tensor, targets: Tensor | None, last_of: int | None
+    ) -> tuple[Projection, Bool[Tensor, " rows"]]:
+        """A token counts as before a target only where its logit is higher by more than rounding can make it: unlike in
+        `tiles`, the target's own logit is another product than those it is compared with. So the rank of a token in the thick
+        of the vocabulary may come out too small by as many as lie that near to it; those of the best are exact."""
         from workbench.fused_projection import FusedProduct, bytes_a_row
 
-        most = max(1, memory_of(x.device, self.memory) // bytes_a_row(self.head.d_vocab))
+        most, together = max(1, memory_of(x.device, self.memory) // bytes_a_row(self.head.d_vocab)), last_of or 1
         height = -(-len(x) // -(-len(x) // most))  # blocks of one size
-        if self._fused is None or self._fused.height < height:
-            W_U = self.head.matrix(self.decoder)
-            assert W_U is not None
-            self._fused = FusedProduct(W_U, height, self.k, self.k_bottom)
+        height = max(1, -(-height // together)) * together
+        bars = 0 if targets is None else targets.shape[1]
+        W_U = self.head.matrix(self.decoder)
+        assert W_U is not None
+        if self._fused is None or self._fused.height < height or self._fused.bars != bars:
+            self._fused = FusedProduct(W_U, height, self.k, self.k_bottom, self.entropy, bars)
         blocks, crowded = [], []
-        for part in x.split(height):
-            top, bottom, normaliser = self._fused(self.head.decoded(part, self.decoder), self._error(part))
-            blocks.append(Projection(top.columns, top.values, bottom.columns, bottom.values, normaliser))
+        for start in range(0, len(x), height):
+            part = x[start : start + height]
+            rows, error = self.head.decoded(part, self.decoder), self._error(part)
+            own = torch.empty(len(part), 0, device=x.device)
+            if targets is not None:
+                own = self.head.logits_at(rows.float(), targets[start : start + height], self.decoder)
+            top, bottom, normaliser, entropy, above = self._fused(
+                rows, error, own + error[:, None] + GROWTH * x.shape[1] * own.abs()
+            )
+            blocks.append(
+                Projection(
+                    top.columns, top.values, bottom.columns, bottom.values, normaliser,
+                    entropy_nats=entropy if self.entropy else None,
+                    target_logits=own if bars else None, target_ranks=above if bars else None,
+                    kl_nats=None if last_of is None else _from_last(rows, normaliser, W_U, last_of),
+                )
+            )  # fmt: skip
             crowded.append(top.crowded | bottom.crowded)
         return stacked(blocks), torch.cat(crowded)
+
+
+def _from_last(rows: Tensor, normaliser: Tensor, W_U: Tensor, last_of: int) -> Tensor:
+    """KL(last || row) in groups of so many: Σ p (logit_last - logit_row) is the difference of the rows, times the mean column
+    of `W_U` under p. So it takes a product for each group, not for each row. The p are split in two halves, as their products
+    with half-precision columns are exact only so."""
+    groups, lasts = rows.unflatten(0, (-1, last_of)).float(), rows[last_of - 1 :: last_of]
+    of_lasts = normaliser[last_of - 1 :: last_of, None]
+    mean = torch.zeros(lasts.shape, device=rows.device, dtype=torch.float32)
+    for a in range(0, W_U.shape[1], COLUMNS_AT_ONCE):
+        U = W_U[:, a : a + COLUMNS_AT_ONCE]
+        p = torch.mm(lasts, U, out_dtype=torch.float32).sub_(of_lasts).exp_()
+        high = p.to(U.dtype)
+        for half in (high, p.sub_(high).to(U.dtype)):
+            mean += torch.mm(half, U.T, out_dtype=torch.float32)
+    difference = torch.linalg.vecdot(groups[:, -1:] - groups, mean[:, None])
+    return (difference + normaliser.unflatten(0, (-1, last_of)) - of_lasts).clamp_min(0).flatten()
 
 
 def _refuse_not_finite(x: Tensor, which: str) -> None:

@@ -1,24 +1,34 @@
 """The pass of rows over tiles of the vocabulary, on any device.
 
-A rows x vocabulary matrix is never stored: a tile of logits is reduced while it is in cache, and a window of tiles is kept
-only until the best tokens of it are chosen.
+A rows x vocabulary matrix is never stored: the logits of a block of rows are made in tiles, side by side in a window, and
+reduced there before the next block (or, if memory is short, the next window) is written over them.
 """
 
 from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
 
 import torch
 from torch import Tensor
 
 from workbench.projection import Decoder, Head, Projection, accumulation_dtype, stacked
-from workbench.selection import GROUP, group_extremes, merge, select
-from workbench.softmax import RunningSoftmax
+from workbench.reductions import Asked, InPasses, Reduction
 
 TILE = 8192
 """Tokens a matrix product. Narrower tiles cost more in calls than their logits' place in cache gains."""
 HEIGHT = {"cpu": 768, "cuda": 16384}
 """Rows a block. Measured on two CPU cores: 512 rows cost 10 % more, as the matrix product re-reads `W_U` more often."""
-MEMORY = {"cpu": 192 << 20, "cuda": 2 << 30}
-"""Default bytes of logits in flight; on a CPU that is more than all 49,152 logits of a block of SmolLM2."""
+MEMORY = {"cpu": 384 << 20, "cuda": 2 << 30}
+"""Default bytes of logits in flight. On a CPU that is all logits of 768 rows of up to 131,072 tokens (SmolLM2's 49,152 take
+144 MiB). Half of it would leave 384 rows of 128,256 tokens, whose products take 1.08 times as long (1.27 from bfloat16
+weights), and 192 of 256,000: 1.19 times, where 384 rows take 1.09."""
+LEAST = 256
+"""Rows that the memory must hold for one visit: products of 186 rows take 1.2 to 1.3 times as long as those of 744, more than
+the visit saves where vectors are long."""
+FEW = 1 << 26
+"""Logits of which passes are over in half a second, and the code of the one visit is not loaded yet (0.9 s)."""
+MOST = 256
+"""Tokens a row that the one visit puts in order one by one; passes choose more than twice as many faster."""
 
 
 def memory_of(device: torch.device, asked: int | None) -> int:
@@ -41,189 +51,77 @@ class Tiles:
         self.head = head
         self.decoder: Decoder = decoder
         self.k, self.k_bottom, self.entropy, self.memory = k, k_bottom, entropy, memory
-        self._buffers: tuple[Tensor, Tensor] | None = None
+        self._buffer: Tensor | None = None
 
     def __call__(self, x: Tensor, targets: Tensor | None, reference: Tensor | None, last_of: int | None = None) -> Projection:
         """As `Projector`, in the order that rounding leaves tokens in."""
-        tile, together = TILE * accumulation_dtype(x).itemsize, last_of or 1
-        height = max(1, min(HEIGHT.get(x.device.type, HEIGHT["cpu"]), memory_of(x.device, self.memory) // tile))
+        asked = Asked(self.k, self.k_bottom, self.entropy, targets, reference, last_of)
+        room, d_vocab = memory_of(x.device, self.memory) // accumulation_dtype(x).itemsize, self.head.d_vocab
+        at_once = takes_one_visit(x, asked, d_vocab, room)
+        height = min(HEIGHT.get(x.device.type, HEIGHT["cpu"]), room // (d_vocab if at_once else TILE))
+        together = last_of or 1
         height = max(1, height // together) * together
+        width = d_vocab if at_once else min(max(1, room // (TILE * max(min(height, len(x)), 1))) * TILE, d_vocab)
         blocks = []
         for start in range(0, max(len(x), 1), height):
             rows = slice(start, start + height)
-            target = None if targets is None else targets[rows]
-            other = reference if reference is None or len(reference) == 1 else reference[rows]
-            blocks.append(self._block(x[rows], target, other, last_of))
+            blocks.append(self._block(x[rows], asked.of(rows), width, at_once))
         return stacked(blocks)
 
-    def _block(self, x: Tensor, targets: Tensor | None, reference: Tensor | None, last_of: int | None) -> Projection:
-        """One block of rows through all tiles. A tile is reduced while it is in cache: into the running normaliser, and to
-        the extremes of its groups, from which the tokens are chosen when a window of tiles is full."""
-        head, decoder = self.head, self.decoder
-        rows = head.decoded(x, decoder)
-        dtype = accumulation_dtype(x)
-        window, scratch = self._space(len(x), x.device, dtype)
-        softmax = RunningSoftmax(len(x), entropy=self.entropy, device=x.device, dtype=dtype)
-        divergence = None
-        if reference is not None:
-            divergence = _Divergence(head, reference, decoder, len(x))
-        elif last_of is not None:
-            divergence = _DivergenceFromLast(len(x), last_of, x.device, dtype)
-        ranking = None if targets is None else _Ranking(targets, dtype)
-        top = bottom = _no_tokens(len(x), x.device, dtype)
-        whole = window.shape[1] == head.d_vocab
-        if ranking is not None and not whole:
-            for a, b in spans(head.d_vocab, TILE):
-                if ranking.wants(a, b):
-                    ranking.find(head.tile(rows, a, b, decoder), a)
-        for start, stop in spans(head.d_vocab, window.shape[1]):
-            highs, lows = [], []
+    def _block(self, x: Tensor, asked: Asked, width: int, at_once: bool) -> Projection:
+        """One block of rows through all tiles, in windows of so many tokens."""
+        rows = self.head.decoded(x, self.decoder)
+        window, scratch = self._space(x, width, 0 if at_once else min(TILE, width))
+        reduction: Reduction
+        if at_once:
+            from workbench.fused_reduction import InOneVisit
+
+            reduction = InOneVisit(asked)
+        else:
+            reduction = InPasses(asked, self.head, self.decoder, rows, window, scratch)
+        for start, stop in spans(self.head.d_vocab, width):
+            held = window[:, : stop - start]
             for a in range(start, stop, TILE):
                 b = min(a + TILE, stop)
-                z = head.tile(rows, a, b, decoder, out=window[:, a - start : b - start])
-                highs.append(group_extremes(z, largest=True))
-                if self.k_bottom:
-                    lows.append(group_extremes(z, largest=False))
-                if ranking is not None:
-                    ranking.find(z, a) if whole else ranking.add(z, a, scratch[:, : b - a])
-                if divergence is not None:
-                    divergence.add(z, a, b)
-                softmax.add(z, _row_maxima(z, highs[-1]), scratch[:, : b - a])
-            held = window[:, : stop - start]
-            if ranking is not None and whole:
-                for a, b in spans(head.d_vocab, TILE):
-                    ranking.add(held[:, a:b], a, scratch[:, : b - a])
-            top = _better(top, held, start, self.k, torch.cat(highs, 1), largest=True)
-            if self.k_bottom:
-                bottom = _better(bottom, held, start, self.k_bottom, torch.cat(lows, 1), largest=False)
-        return Projection(
-            top_ids=top[1],
-            top_logits=top[0],
-            bottom_ids=bottom[1],
-            bottom_logits=bottom[0],
-            log_normaliser=softmax.log_normaliser.to(dtype),
-            entropy_nats=softmax.entropy_nats.to(dtype) if self.entropy else None,
-            target_logits=None if ranking is None else ranking.logits,
-            target_ranks=None if ranking is None else ranking.ranks,
-            kl_nats=None if divergence is None else divergence.from_reference(softmax).to(dtype),
-        )
+                reduction.add(self.head.tile(rows, a, b, self.decoder, out=held[:, a - start : b - start]), a)
+            reduction.add_window(held, start)
+        return reduction.projection()
 
-    def _space(self, rows: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """A window of logits, as many tiles wide as the memory allows, and one tile of scratch."""
-        if self._buffers is not None:
-            window, scratch = self._buffers
-            if window.device == device and window.dtype == dtype and len(window) >= rows:
-                return window[:rows], scratch[:rows]
-        tiles = max(1, memory_of(device, self.memory) // (dtype.itemsize * TILE * max(rows, 1)))
-        width = min(tiles * TILE, self.head.d_vocab)
-        window = torch.empty(rows, width, device=device, dtype=dtype)
-        self._buffers = window, torch.empty(rows, min(TILE, width), device=device, dtype=dtype)
-        return self._buffers
+    def _space(self, x: Tensor, *widths: int) -> list[Tensor]:
+        """Matrices of as many rows as x and of these widths, in one piece of memory that is kept."""
+        sizes, dtype = [len(x) * width for width in widths], accumulation_dtype(x)
+        kept = self._buffer
+        if kept is None or kept.device != x.device or kept.dtype != dtype or len(kept) < sum(sizes):
+            self._buffer = None  # or both would be there for a moment
+            self._buffer = kept = torch.empty(sum(sizes), device=x.device, dtype=dtype)
+        parts = kept[: sum(sizes)].split(sizes)
+        return [part.view(len(x), width) for part, width in zip(parts, widths, strict=True)]
 
 
-class _Ranking:
-    """How many tokens stand before each target: those of a higher logit, or of an equal one and a lower id.
-
-    Comparisons are written as float32 and added up: on a CPU that is ten times as fast as adding up booleans, and exact, as a
-    tile has fewer than 2^24 tokens.
-    """
-
-    def __init__(self, targets: Tensor, dtype: torch.dtype):
-        self.targets = targets
-        self.ranks = torch.zeros_like(targets)
-        self.logits = torch.zeros(targets.shape, device=targets.device, dtype=dtype)
-
-    def wants(self, start: int, stop: int) -> bool:
-        """Whether some target is among these tokens."""
-        return bool(((self.targets >= start) & (self.targets < stop)).any())
-
-    def find(self, z: Tensor, start: int) -> None:
-        """Take the logits of targets among these tokens. They must be the very products that `add` is given: a logit computed
-        otherwise would differ in its last bit and beat itself."""
-        inside = (self.targets >= start) & (self.targets < start + z.shape[1])
-        own = z.gather(1, (self.targets - start).clamp(0, z.shape[1] - 1))
-        self.logits = torch.where(inside, own, self.logits)
-
-    def add(self, z: Tensor, start: int, scratch: Tensor) -> None:
-        stop = start + z.shape[1]
-        for i in range(self.targets.shape[1]):
-            own, target = self.logits[:, i], self.targets[:, i]
-            # Equal logits count where all ids are lower than the target's: there the next smaller number is exceeded.
-            least = torch.where(target >= stop, own.nextafter(own.new_full((), -torch.inf)), own)
-            self.ranks[:, i] += torch.gt(z, least[:, None], out=scratch).sum(1).long()
-            inside = ((target >= start) & (target < stop)).nonzero()[:, 0]
-            near = z[inside]
-            equal = torch.eq(near, own[inside, None], out=torch.empty_like(near))
-            if int(equal.sum()) > len(inside):  # others than the targets themselves
-                ids = torch.arange(start, stop, device=z.device)
-                self.ranks[inside, i] += (equal.bool() & (ids < target[inside, None])).sum(1)
+def takes_one_visit(x: Tensor, asked: Asked, d_vocab: int, room: int) -> bool:
+    """Whether these rows are reduced in one visit of all their logits (`fused_reduction`), of which so many may be in memory.
+    All else is reduced in passes."""
+    return (
+        x.device.type == "cpu"
+        and accumulation_dtype(x) == torch.float32
+        and asked.reference is None
+        and max(asked.k, asked.k_bottom) <= MOST
+        and len(x) * d_vocab >= FEW
+        and room // d_vocab >= max(LEAST, asked.last_of or 1)
+        and has_numba()
+    )
 
 
-class _Divergence:
-    """KL(reference || rows) = Σ p (log p - log q), from the sums of p·(logit_p - logit_q) and the two normalisers."""
-
-    def __init__(self, head: Head, reference: Tensor, decoder: Decoder, rows: int):
-        self.head = head
-        self.decoder: Decoder = decoder
-        self.rows = head.decoded(reference, decoder)
-        dtype = accumulation_dtype(reference)
-        self.softmax = RunningSoftmax(len(reference), device=reference.device, dtype=dtype)
-        self.difference = torch.zeros(rows, device=reference.device, dtype=torch.float64)
-
-    def add(self, z: Tensor, a: int, b: int) -> None:
-        p = self.head.tile(self.rows, a, b, self.decoder)
-        weights, shrink = self.softmax.add(p, p.amax(1, keepdim=True), torch.empty_like(p))
-        self.difference = self.difference * shrink + (weights * (p - z)).sum(1)
-
-    def from_reference(self, softmax: RunningSoftmax) -> Tensor:
-        """Rounding can leave a KL of 0 a hair below it; it is cut there."""
-        mean = self.difference / self.softmax.total
-        return (mean - self.softmax.log_normaliser + softmax.log_normaliser).clamp_min(0)
-
-
-class _DivergenceFromLast:
-    """KL(last || row) for rows in groups of so many, whose last is the reference: its logits are among the rows' own, so that
-    no product is made for it."""
-
-    def __init__(self, rows: int, together: int, device: torch.device, dtype: torch.dtype):
-        self.together = together
-        self.softmax = RunningSoftmax(rows // together, device=device, dtype=dtype)
-        self.difference = torch.zeros(rows // together, together, device=device, dtype=torch.float64)
-
-    def add(self, z: Tensor, a: int, b: int) -> None:
-        """The mean of p · (logit_p - logit_q) as a product of p with each group's logits, of which the last is logit_p."""
-        groups = z.unflatten(0, (-1, self.together))
-        last = groups[:, -1]
-        weights, shrink = self.softmax.add(last, last.amax(1, keepdim=True), torch.empty_like(last))
-        means = torch.bmm(groups, weights[..., None])[..., 0].double()
-        self.difference = self.difference * shrink[:, None] + (means[:, -1:] - means)
-
-    def from_reference(self, softmax: RunningSoftmax) -> Tensor:
-        """As `_Divergence`; of the last rows themselves exactly 0."""
-        normaliser = softmax.log_normaliser.unflatten(0, (-1, self.together))
-        mean = self.difference / self.softmax.total[:, None]
-        return (mean - normaliser[:, -1:] + normaliser).clamp_min(0).flatten()
+@cache
+def has_numba() -> bool:
+    """Whether there is a numba that can be imported, which it refuses beside a NumPy that it does not know."""
+    try:
+        import_module("numba")
+    except ImportError:
+        return False
+    return True
 
 
 def spans(d_vocab: int, width: int) -> Iterator[tuple[int, int]]:
     """Token ranges of this width that cover the vocabulary."""
     return ((a, min(a + width, d_vocab)) for a in range(0, d_vocab, width))
-
-
-def _better(
-    best: tuple[Tensor, Tensor], held: Tensor, start: int, k: int, groups: Tensor, *, largest: bool
-) -> tuple[Tensor, Tensor]:
-    """The best tokens so far, joined by the best of a window that begins at token `start`."""
-    values, columns = select(held, min(k, held.shape[1]), largest=largest, tile=TILE, groups=groups)
-    return merge(best, (values, columns + start), k, largest=largest)
-
-
-def _no_tokens(rows: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return torch.empty(rows, 0, device=device, dtype=dtype), torch.empty(rows, 0, device=device, dtype=torch.long)
-
-
-def _row_maxima(z: Tensor, groups: Tensor) -> Tensor:
-    """The maximum of each row, from the maxima of its groups and the columns beyond the last whole group."""
-    rest = z[:, groups.shape[1] * GROUP :]
-    parts = [part.amax(1, keepdim=True) for part in (groups, rest) if part.shape[1]]
-    return parts[0] if len(parts) == 1 else torch.maximum(*parts)

@@ -124,7 +124,7 @@ class Vocabulary:
             reference: Rows (or one row) q for KL(softmax(q) || softmax(x)), decoded by the same decoder.
             last_of: Rows come in groups of so many, and the last of each is the reference of all in it: KL without a product
                 more.
-            memory: Bytes of logits held at a time; 192 MiB on a CPU, 2 GiB on a GPU, if not given.
+            memory: Bytes of logits held at a time; 384 MiB on a CPU, 2 GiB on a GPU, if not given.
         Raises:
             NotFinite: if a row holds NaN or infinity; the first such row is named.
             UnknownToken: if a target is outside the vocabulary.
