@@ -25,16 +25,13 @@ def main() -> None:
     model = wb.load("smollm2-135m-instruct", device="cuda" if torch.cuda.is_available() else "cpu")
     corpus = wb.Corpus("wikipedia")
     for name in [chosen.only] if chosen.only else ["tuned", "jacobian"]:
-        started, unfinished = time.perf_counter(), chosen.out / f"{name}-unfinished"
+        started, folder = time.perf_counter(), chosen.out / name
         if name == "tuned":
-            lens = wb.fit_tuned(model, corpus, epochs=3, folder=unfinished)
+            lens = wb.fit_tuned(model, corpus, epochs=3, folder=folder)
         else:
-            lens = wb.fit_jacobian(model, corpus.upto(JACOBIAN_TOKENS), folder=unfinished)
-        lens.rounded(torch.bfloat16).save(chosen.out / name)
-        for file in unfinished.iterdir():
-            file.unlink()
-        unfinished.rmdir()
-        print(f"{lens}: {time.perf_counter() - started:.0f} s, written to {chosen.out / name}")
+            lens = wb.fit_jacobian(model, corpus.upto(JACOBIAN_TOKENS), folder=folder)
+        lens.rounded(torch.bfloat16).save(folder)
+        print(f"{lens}: {time.perf_counter() - started:.0f} s, written to {folder}")
 
 
 if __name__ == "__main__":

@@ -442,12 +442,14 @@ def test_lenses_of_every_kind_are_fitted_and_measured(model, tmp_path):
     texts = tmp_path / "texts.txt"
     texts.write_text("\n\n".join(" ".join(f"word{(i * 7 + j * j) % 97}" for j in range(12)) for i in range(30)))
     short = ("--corpus", texts, "--max-tokens", "300")
-    for kind, said in (("tuned", "KL to the output"), ("jacobian", "jacobian, 3 maps"), ("jacobian_same_position", "3 maps")):
+    kinds = {"tuned": "KL to the output", "jacobian": "jacobian, 3 maps", "jacobian_same_position": "3 maps"}
+    for kind, said in kinds.items():
         done = command("fit-lens", "--model", model, *short, "--kind", kind, "--out", tmp_path / kind)
         assert done.returncode == 0, done.stderr
         assert said in done.stdout
         assert sorted(path.name for path in (tmp_path / kind).iterdir()) == ["run.json", "transports.safetensors"]
-    measured = ("lens-quality", "--model", model, "--corpus", texts, "--lens", tmp_path / "tuned", "--lens", tmp_path / "jacobian")
+    both = ("--lens", tmp_path / "tuned", "--lens", tmp_path / "jacobian")
+    measured = ("lens-quality", "--model", model, "--corpus", texts, *both)
     done = command(*measured, "--out", tmp_path / "quality")
     assert done.returncode == 0, done.stderr
     assert "blocks saved at a wanted agreement" in done.stdout
@@ -455,7 +457,9 @@ def test_lenses_of_every_kind_are_fitted_and_measured(model, tmp_path):
     assert {row["lens"] for row in answer["table"]} == {"logit", "tuned", "jacobian"}
     assert answer["saved"] is None
     versus = ("--versus", "the dog", "--out", tmp_path / "view")
-    done = command("lens", "--model", model, "--prompt", "the cat", "--lens", tmp_path / "tuned", *versus, "--site", "resid_post")
+    done = command(
+        "lens", "--model", model, "--prompt", "the cat", "--lens", tmp_path / "tuned", *versus, "--site", "resid_post"
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "view" / "difference.html").exists()
 
@@ -479,5 +483,10 @@ def test_lenses_are_read_fitted_and_answered_in_json(model, tmp_path):
     one_line(command("lens", "--model", model, "--prompt", "the cat", "--lens", tmp_path / "none"), 2, "does not exist")
     one_line(command("lens", "--model", model, "--prompt", "the cat", "--kind", "tuned"), 2, "No tuned lens is shipped")
     one_line(command("lens", "--model", model, "--prompt", "the cat", "--versus", "a dog"), 2, "--out")
-    one_line(command("fit-lens", "--model", model, "--corpus", texts, "--out", tmp_path / "l", "--kind", "logit"), 2, "as they are")
+    two = ("--kind", "logit", "--lens", tmp_path / "lens")
+    one_line(command("lens", "--model", model, "--prompt", "the cat", *two), 2, "name two lenses")
+    other = ("--epochs", "2", "--out", tmp_path / "l")
+    one_line(command("fit-lens", "--model", model, "--corpus", texts, *other), 2, "belongs to a tuned lens")
+    logit = ("--kind", "logit", "--out", tmp_path / "l")
+    one_line(command("fit-lens", "--model", model, "--corpus", texts, *logit), 2, "as they are")
     one_line(command("lens", "--model", model, "--prompt", ""), 2, "empty")

@@ -68,12 +68,12 @@ def test_gradients_of_the_translators_are_those_of_the_dense_computation(llama, 
     y = translators(torch.stack([batch[site] for site in sites]))
     q = torch.log_softmax(llama.hf.lm_head(llama.hf.model.norm(y)), -1)
     p = torch.log_softmax(llama.hf.lm_head(llama.hf.model.norm(batch[last])), -1)
-    dense = (p.exp() * (p - q)).sum(-1).mean(1)
+    dense = (p.exp() * (p - q)).sum(-1).sum(1)
     dense.sum().backward()
-    torch.testing.assert_close(kl.float(), dense.detach(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(kl.float(), dense.detach(), rtol=1e-4, atol=1e-4)
     for name, one in translators.named_parameters():
         assert one.grad is not None
-        torch.testing.assert_close(got[name], one.grad, rtol=1e-3, atol=1e-7)
+        torch.testing.assert_close(got[name], one.grad, rtol=1e-3, atol=1e-6 * float(one.grad.abs().max()))
     matrix, bias = translators.merged()
     states = torch.stack([batch[site] for site in sites])
     torch.testing.assert_close(states.double() @ matrix + bias[:, None], y.detach().double(), rtol=1e-5, atol=1e-5)
@@ -110,7 +110,7 @@ def test_where_blocks_do_nothing_no_translator_is_better_than_none():
         batch = next(iter(stream(model, Corpus(MANY[:10]), sites, **QUIET)))
         one, zero = torch.eye(32).repeat(3, 1, 1), torch.zeros(3, 32)
         translators = tuned.Translators(one, zero, zero, torch.ones(3, 32))
-        divergences.append(tuned.backward(model.vocabulary, translators, batch, sites[:-1], sites[-1]))
+        divergences.append(tuned.backward(model.vocabulary, translators, batch, sites[:-1], sites[-1]) / batch.tokens.n)
         assert translators.A.grad is not None
         slopes.append(float(translators.A.grad.abs().max()))
     assert float(divergences[0].max()) < 1e-6
@@ -122,10 +122,10 @@ def test_where_blocks_do_nothing_no_translator_is_better_than_none():
 def test_a_fit_that_was_stopped_goes_on_and_ends_the_same(llama, tmp_path, monkeypatch, what):
     monkeypatch.setattr(tuned, "KEEP_EVERY", 2)
 
-    def fit(folder):
+    def fit(folder, more=0):
         if what == "tuned":
-            return wb.fit_tuned(llama, MANY, epochs=2, step_tokens=96, folder=folder, **QUIET)
-        return wb.fit_jacobian(llama, MANY[:8], skip=20, batch_tokens=64, folder=folder, **QUIET)
+            return wb.fit_tuned(llama, MANY, epochs=2 + more, step_tokens=96, folder=folder, **QUIET)
+        return wb.fit_jacobian(llama, MANY[:8], skip=20 + more, batch_tokens=64, folder=folder, **QUIET)
 
     whole = fit(None)
     keep, kept = Unfinished.keep, []
@@ -141,10 +141,7 @@ def test_a_fit_that_was_stopped_goes_on_and_ends_the_same(llama, tmp_path, monke
         fit(tmp_path)
     monkeypatch.setattr(Unfinished, "keep", keep)
     with pytest.raises(OtherJob, match="unfinished fit with other settings"):
-        if what == "tuned":
-            wb.fit_tuned(llama, MANY, epochs=3, step_tokens=96, folder=tmp_path, **QUIET)
-        else:
-            wb.fit_jacobian(llama, MANY[:8], skip=21, batch_tokens=64, folder=tmp_path, **QUIET)
+        fit(tmp_path, 1)
     again = fit(tmp_path)
     for site, one in whole.maps.items():
         torch.testing.assert_close(again.maps[site].left, one.left, rtol=0, atol=0)
@@ -187,6 +184,50 @@ def test_the_jacobian_is_the_published_mean(family):
         torch.testing.assert_close(one.left.T.float(), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
         assert not one.bias.any()
     assert lens.settings["prompts"] == 2
+
+
+def test_what_was_summed_otherwise_is_not_gone_on_with(llama, tmp_path, monkeypatch):
+    """Other batches, or other texts of the same shape."""
+    options: dict = {"skip": 20, "folder": tmp_path, **QUIET}
+    monkeypatch.setattr(jacobian, "_add_derivatives", stop_after(2, jacobian._add_derivatives))
+    with pytest.raises(KeyboardInterrupt):
+        wb.fit_jacobian(llama, MANY[:8], batch_tokens=64, **options)
+    with pytest.raises(OtherJob, match="batch_tokens"):
+        wb.fit_jacobian(llama, MANY[:8], batch_tokens=128, **options)
+    with pytest.raises(OtherJob, match="tokens_hash"):
+        wb.fit_jacobian(llama, [" ".join(text.split()[::-1]) for text in MANY[:8]], batch_tokens=64, **options)
+
+
+def stop_after(calls, function):
+    left = [calls]
+
+    def stopping(*given):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return function(*given)
+
+    return stopping
+
+
+def test_a_batch_that_was_halved_is_one_step(llama, monkeypatch):
+    """Where memory runs out: the same tokens are seen, and the maps are those of whole batches."""
+    from workbench.streaming.stream import Stream
+
+    whole, tried = wb.fit_tuned(llama, MANY[:20], start_tokens=300, step_tokens=200, **QUIET), Stream._tried
+
+    def short_of_memory(self, index, rows):
+        return None if len(rows) > 2 and self.massive_at is None else tried(self, index, rows)
+
+    monkeypatch.setattr(Stream, "_tried", short_of_memory)
+    halved = wb.fit_tuned(llama, MANY[:20], start_tokens=300, step_tokens=200, **QUIET)
+    for site, one in whole.maps.items():
+        torch.testing.assert_close(halved.maps[site].left, one.left, rtol=1e-3, atol=1e-4)
+
+
+def test_a_finished_fit_leaves_nothing_unfinished(llama, tmp_path):
+    wb.fit_jacobian(llama, MANY[:8], skip=30, folder=tmp_path, **QUIET).save(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json", "transports.safetensors"]
 
 
 def test_over_all_signs_the_same_position_estimate_is_exact(llama):
@@ -262,6 +303,8 @@ def test_documents_that_are_held_out_are_not_trained_on(llama):
 def test_bad_requests_are_named(llama):
     with pytest.raises(UnknownOption, match="epochs=0"):
         wb.fit_tuned(llama, MANY, epochs=0)
+    with pytest.raises(UnknownSite, match="resid_mid"):
+        wb.fit_jacobian(tiny_model("gptj", check=False), MANY, sites="resid_mid.0")
     with pytest.raises(UnknownOption, match="skip=-1"):
         wb.fit_jacobian(llama, MANY, skip=-1)
     with pytest.raises(TooFewTokens, match="No row has more than 41 tokens"):

@@ -35,11 +35,11 @@ def quality(llama, lenses):
     return wb.lens_quality(llama, MANY, lenses, **QUIET)
 
 
-def dense(model, lens):
+def dense(model, lens, side="held_out"):
     """Log-probabilities of lens and model at every token of the held-out rows, next ids, and where tokens stand."""
     found = []
-    for row in Corpus(MANY).held_out().rows(model):
-        acts = wb.capture(model, model.token_strings and [MANY[int(row.documents[0])]], ["resid_pre.0", "resid_post"])
+    for row in getattr(Corpus(MANY), side)().rows(model):
+        acts = wb.capture(model, MANY[int(row.documents[0])], ["resid_pre.0", "resid_post"])
         assert acts.tokens[0].tolist() == row.tokens.tolist()
         sites = ["resid_pre.0", "resid_post.0", "resid_post.1", "resid_post.2"]
         q = [torch.log_softmax(model.vocabulary.logits(lens.read(acts[site][0], site)).double(), -1) for site in sites]
@@ -76,15 +76,47 @@ def test_quality_is_that_of_a_dense_computation(llama, lenses, quality, name):
         np.testing.assert_allclose(table["bits_per_byte"], torch.as_tensor(nats) / (math.log(2) * size), rtol=1e-5)
 
 
-def test_the_null_is_the_mean_output_and_beats_every_other_constant(llama, lenses, quality):
-    p = torch.cat([q[:, -1].exp() for q, _ in dense(llama, lenses["logit"])])
-    constant = p.mean(0)
-    divergence = (p * (p.log() - constant.log())).sum(-1).mean()
+def test_the_null_is_the_mean_output_of_documents_that_are_not_scored(llama, lenses, quality):
+    p, others = (
+        torch.cat([q[:, -1].exp() for q, _ in dense(llama, lenses["logit"], side)]) for side in ("held_out", "training")
+    )
+    constant = others.mean(0)
+    divergence = (p * (p.log() - constant.log())).sum(-1)
     null = quality.null.set_index("tokens").loc["all"]
-    assert null["kl_to_final_nats"] == pytest.approx(float(divergence), rel=1e-4)
+    assert null["kl_to_final_nats"] == pytest.approx(float(divergence.mean()), rel=1e-4)
     assert null["agreement"] == pytest.approx(float((p.argmax(-1) == constant.argmax()).double().mean()))
-    other = torch.softmax(constant.log() + 0.3 * torch.randn(len(constant), generator=torch.Generator().manual_seed(0)), 0)
-    assert float((p * (p.log() - other.log())).sum(-1).mean()) > null["kl_to_final_nats"]
+    own = (p * (p.log() - p.mean(0).log())).sum(-1)
+    assert float(own.mean()) < null["kl_to_final_nats"], "a mean of what is scored would flatter itself"
+    row = quality.table.query("lens == 'shortcut' and tokens == 'all' and layer == 0").iloc[0]
+    assert row["over_null_nats"] == pytest.approx(null["kl_to_final_nats"] - row["kl_to_final_nats"], abs=1e-5)
+    assert row["over_null_error"] > 0
+
+
+def test_a_lens_that_saw_the_held_out_documents_is_named(llama, lenses, quality):
+    moments = wb.collect_moments(llama, MANY, "states", "last", detail="two", folds=2, **QUIET)
+    fitted = wb.fit_transports(moments, held_out=False, **QUIET)
+    given = {"logit": lenses["logit"], "leaky": Lens.of(fitted.values(), "shortcut", fitted.settings)}
+    found = wb.lens_quality(llama, MANY, given, layers="0", **QUIET)
+    assert found.settings["fitted_beside"] == {"logit": True, "leaky": False}
+    assert "leaky: fitted on all documents" in str(found)
+    assert quality.settings["fitted_beside"] == {"logit": True, "shortcut": True}
+
+
+def test_other_sites_are_measured_and_drawn(llama, lenses):
+    between = wb.fit_shortcut(llama, MANY, sites="resid_mid", **QUIET)
+    found = wb.lens_quality(llama, MANY, {"logit": lenses["logit"], "between": between}, sites="resid_mid", **QUIET)
+    assert found.table["site"].unique().tolist() == ["resid_mid.0", "resid_mid.1", "resid_mid.2", "resid_post.2"]
+    assert "resid_mid.2" in str(found)
+    view = wb.lens(llama, ["the", TEXTS[0]], between, sites="resid_mid")
+    heat: Any = view.plot(row=1).data[0]
+    assert list(heat.y) == ["resid_mid.0", "resid_mid.1", "resid_mid.2", "2"]
+    own = view.positions[view.positions["row"] == 1]
+    z = own.pivot(index="site", columns="pos", values="kl_to_final_nats").loc[view.settings["sites"]]
+    np.testing.assert_allclose(np.array(heat.z), z)
+    assert len(str(view).splitlines()) == 7, "the shorter text is shown whole"
+    lines: Any = view.plot_trajectories(row=1).data
+    assert list(lines[0].x) == ["resid_mid.0", "resid_mid.1", "resid_mid.2", "2"]
+    view.plot_difference(wb.logit_lens(llama, ["the", TEXTS[0]], sites="resid_mid"))
 
 
 def test_errors_are_over_documents_and_gains_over_the_first_lens(llama, lenses, quality):

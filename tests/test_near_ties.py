@@ -83,10 +83,10 @@ def test_settled_is_sorted_exactly_or_called_crowded(seed, error):
 class _SomeRowsCrowded:
     """In the kernel's place on a machine without a GPU: dense, and wrong in the rows that it calls crowded."""
 
-    def __init__(self, W_U, height, k, k_bottom):
-        self.W_U, self.height, self.k, self.k_bottom = W_U, height, k, k_bottom
+    def __init__(self, W_U, height, k, k_bottom, entropy, bars):
+        self.W_U, self.height, self.k, self.k_bottom, self.bars = W_U, height, k, k_bottom, bars
 
-    def __call__(self, rows, error):
+    def __call__(self, rows, error, bars):
         assert len(rows) <= self.height
         assert (error > 0).all()
         z = rows @ self.W_U
@@ -96,7 +96,8 @@ class _SomeRowsCrowded:
             found = z.topk(k, largest=largest)
             found.indices[crowded] = 0
             best.append(SimpleNamespace(values=found.values, columns=found.indices, crowded=crowded))
-        return *best, z.logsumexp(1)
+        above = (z[..., None] > bars[:, None]).sum(1)
+        return *best, z.logsumexp(1), torch.special.entr(z.softmax(1)).sum(1), above
 
 
 def test_rows_that_the_kernel_leaves_open_are_done_again(monkeypatch, generator):
@@ -107,11 +108,15 @@ def test_rows_that_the_kernel_leaves_open_are_done_again(monkeypatch, generator)
     W_U, x = torch.randn(V, D, generator=generator).T, torch.randn(50, D, generator=generator)
     projector = Projector(Vocabulary(W_U, None, None, nn.Identity()), k=K, k_bottom=2, memory=4 * V * 17)
     monkeypatch.setattr(projector, "_tiles", lambda *_: pytest.fail("went through tiles"))
-    found, z = projector(x), x.double() @ W_U.double()
+    targets = torch.randint(0, V, (50, 2), generator=generator)
+    found, z = projector(x, targets), x.double() @ W_U.double()
     assert projector.engine == "fused"
     assert torch.equal(found.top_ids, z.topk(K).indices)
     assert torch.equal(found.bottom_ids, z.topk(2, largest=False).indices)
     torch.testing.assert_close(found.log_normaliser, z.logsumexp(1).float())
+    ranks = (z[..., None] > z.gather(1, targets)[:, None]).sum(1)
+    assert found.target_ranks is not None
+    assert torch.equal(found.target_ranks, ranks)
 
 
 def test_nothing_is_asked_where_nothing_is_open():

@@ -127,7 +127,7 @@ class Projector:
     ) -> tuple[Projection, Bool[Tensor, " rows"]]:
         """A token counts as before a target only where its logit is higher by more than rounding can make it: unlike in
         `tiles`, the target's own logit is another product than those it is compared with. So the rank of a token in the thick
-        of the vocabulary may come out too small by as many as lie that near to it; those of the best are exact."""
+        of the vocabulary may come out too small by as many as lie that near to it."""
         from workbench.fused_projection import FusedProduct, bytes_a_row
 
         most, together = max(1, memory_of(x.device, self.memory) // bytes_a_row(self.head.d_vocab)), last_of or 1

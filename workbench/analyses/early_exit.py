@@ -2,7 +2,8 @@
 
 Source: "Jump to Conclusions" (Yom Din et al. 2024, arXiv 2303.09435), after Schuster et al. 2022 (CALM): the pass ends after
 the first block whose reading has p(best) - p(second) > 0.9 λ + 0.1 exp(-4 t / N), with t the token's position and N the mean
-position. Each reading takes a product with the whole unembedding, which the number of blocks saved does not count.
+position. Each reading takes a product with the whole unembedding, which the number of blocks saved does not count; nor does it
+count that later tokens attend to what the blocks left out would have made of this one. So it is an upper bound.
 
 We differ in this: λ is chosen on one half of the documents and what it saves is measured on the other; and beside the rule
 stands the best fixed block to stop after, which needs no reading on the way.

@@ -113,8 +113,8 @@ class LensView(Result):
         return cls(table=table, settings=settings, positions=positions)
 
     def __str__(self) -> str:
-        own, last = self.settings, self.positions["pos"].max()
-        best = self.table[(self.table["rank"] == 0) & (self.table["pos"] == last) & (self.table["row"] == 0)]
+        own, first = self.settings, self.table[self.table["row"] == 0]
+        best = first[(first["rank"] == 0) & (first["pos"] == first["pos"].max())]
         lines = [f"{own['lens']} lens of {own['model']} at the last token", "  layer  probability    KL to final  likeliest"]
         lines += [
             f"  {row['layer']:5}  {row['probability']:11.2%}  {row['kl_to_final_nats']:13.3f}  {shown(row['token'])}"

@@ -66,7 +66,8 @@ class LensContributions(Result):
         return cls(table=table, settings=settings, targets=targets)
 
     def __str__(self) -> str:
-        own = self.targets[(self.targets["row"] == 0) & (self.targets["pos"] == self.targets["pos"].max())]
+        first = self.targets[self.targets["row"] == 0]
+        own = first[first["pos"] == first["pos"].max()]
         wide = own.pivot(index="layer", columns="part", values="contribution")[[*PARTS, "constant"]]
         said, token = self.settings, shown(own["target"].iloc[0])
         head = f"{said['lens']} lens of {said['model']}: the logit of {token} at the last token"
@@ -115,20 +116,25 @@ def lens_contributions(
     n, chosen = model.n_layers, parse_layers(layers, model.n_layers)
     sites = [f"{part}.{layer}" for layer in chosen for part in PARTS]
     acts = capture(model, inputs, [*sites, *(f"resid_post.{layer}" for layer in chosen), state(n, n)])
+    home = vocabulary.W_U.device
+
+    def rows_of(site: str) -> Tensor:
+        return acts[site].to(home)[acts.mask.to(home)]
+
     rows, columns = acts.mask.cpu().nonzero(as_tuple=True)
     position = (acts.mask.cpu().long().cumsum(1) - 1)[rows, columns]
-    final = acts[state(n, n)][acts.mask]
+    final = rows_of(state(n, n))
     best = vocabulary.project(final, decoder="norm", k=1).top_ids[:, 0]
     wanted = best if target is None else torch.full_like(best, model.token_id(target))
     strings = model.token_strings
     tables, targets = [], []
     for layer in chosen:
         site = named_once(f"resid_post.{layer}", n)
-        after = lens.read(acts[site][acts.mask], site)
+        after = lens.read(rows_of(site), site)
         norm = frozen_norm(model, model.row.path("ln_final"), after[0].float())
         scale = norm.scales(vocabulary.ln_final, after.float())[:, None] * vocabulary.logit_scale
         zero = lens.read(torch.zeros_like(after), site)
-        parts = {part: lens.read(acts[f"{part}.{layer}"][acts.mask], site) - zero for part in PARTS}
+        parts = {part: lens.read(rows_of(f"{part}.{layer}"), site) - zero for part in PARTS}
         bias = norm.bias @ vocabulary.W_U[:, wanted].float() * vocabulary.logit_scale
         bias = bias if vocabulary.b_U is None else bias + vocabulary.b_U[wanted]
         said = {"row": rows.numpy(), "layer": layer, "pos": position.numpy(), "target_id": wanted.cpu().numpy()}

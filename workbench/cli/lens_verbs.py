@@ -38,14 +38,16 @@ class LensKind(StrEnum):
     jacobian_same_position = "jacobian_same_position"
 
 
-KindOption = Annotated[LensKind, typer.Option(help="A lens that is shipped for the model; logit takes states as they are.")]
+KindOption = Annotated[
+    LensKind | None, typer.Option(help="A lens that is shipped for the model, or logit: states as they are, if none is named.")
+]
 LensFolder = Annotated[Path | None, typer.Option(help="Folder of a fitted lens, in the place of --kind.")]
 
 
 def lens(
     prompt: Annotated[str, typer.Option(help="The text.")],
     model: Model = DEFAULT_MODEL,
-    kind: KindOption = LensKind.logit,
+    kind: KindOption = None,
     lens: LensFolder = None,
     layers: Layers = None,
     site: Annotated[str | None, typer.Option(help="Other sites of the stream, as resid_mid, in the place of layers.")] = None,
@@ -70,19 +72,20 @@ def lens(
     chosen = _lens(loaded, kind, lens)
     found = run(loaded, prompt, chosen, layers=layers, sites=site, k=top_k, target=target)
     if out is not None:
+        pictures = {"lens": found.plot(), "trajectories": found.plot_trajectories()}
+        if versus is not None:
+            other = run(loaded, versus, chosen, layers=layers, sites=site, k=top_k, target=target)
+            pictures["difference"] = found.plot_difference(other)
         wrote(found.save(out))
-        wrote(write_page(out / "lens.html", found.plot()))
-        wrote(write_page(out / "trajectories.html", found.plot_trajectories()))
-    if versus is not None and out is not None:
-        other = run(loaded, versus, chosen, layers=layers, sites=site, k=top_k, target=target)
-        wrote(write_page(out / "difference.html", found.plot_difference(other)))
+        for name, picture in pictures.items():
+            wrote(write_page(out / f"{name}.html", picture))
     if json:
         rows = {"table": found.table.to_dict("records"), "positions": found.positions.to_dict("records")}
         emit_json({"settings": found.settings, "by_layer": found.by_layer().to_dict("records"), **rows})
         return
     print(found)
     if out is not None:
-        say(f"\nWritten to {out}; the pictures are lens.html and trajectories.html.")
+        say(f"\nWritten to {out}; pictures: {', '.join(f'{name}.html' for name in pictures)}.")
 
 
 def fit_lens(
@@ -91,7 +94,10 @@ def fit_lens(
     kind: Annotated[LensKind, typer.Option(help="How its maps are made.")] = LensKind.shortcut,
     model: Model = DEFAULT_MODEL,
     site: Annotated[str | None, typer.Option(help="Sites that maps begin at, as resid_mid; all states, if not given.")] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Of a tuned lens: how often the corpus is gone through.")] = 1,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Of a tuned lens: how often the corpus is gone through; once.")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of a tuned lens: 0.03, if not given.")] = None,
     max_tokens: MaxTokens = None,
     column: Column = "text",
     length: Length = None,
@@ -108,10 +114,12 @@ def fit_lens(
     from workbench.lenses.jacobian import fit_jacobian
     from workbench.lenses.shortcut import fit_shortcut
     from workbench.lenses.tuned import STEP_TOKENS, fit_tuned
-    from workbench.lenses.unfinished import Unfinished
 
     if kind == LensKind.logit:
         raise UnknownOption("The logit lens takes states as they are: nothing is fitted. Ask for shortcut, tuned or jacobian.")
+    training = {name: value for name, value in {"epochs": epochs, "learning_rate": learning_rate}.items() if value is not None}
+    if training and kind != LensKind.tuned:
+        raise UnknownOption(f"--{next(iter(training)).replace('_', '-')} belongs to a tuned lens, and {kind} was asked for.")
     output_folder(out)
     texts = load_corpus(corpus, column, length, packed, bos, max_tokens)
     note(seed=0)
@@ -120,14 +128,13 @@ def fit_lens(
         found = fit_shortcut(loaded, texts, sites=site, batch_tokens=batch_tokens, progress=progress)
     elif kind == LensKind.tuned:
         tokens = batch_tokens or STEP_TOKENS
-        found = fit_tuned(loaded, texts, sites=site, epochs=epochs, step_tokens=tokens, folder=out, progress=progress)
+        found = fit_tuned(loaded, texts, sites=site, step_tokens=tokens, folder=out, progress=progress, **training)
     else:
         same = kind == LensKind.jacobian_same_position
         found = fit_jacobian(
             loaded, texts, sites=site, same_position=same, batch_tokens=batch_tokens, folder=out, progress=progress
         )
     wrote(found.save(out))
-    Unfinished(out, {}).done()
     scores = {one: transport.scores for one, transport in found.maps.items()}
     if json:
         emit_json({"out": str(out), "kind": found.kind, "settings": found.settings, "scores": scores})
@@ -150,6 +157,7 @@ def lens_quality(
     kind: Annotated[list[LensKind] | None, typer.Option(help="Lenses that are shipped for the model, beside logit.")] = None,
     lens: Annotated[list[Path] | None, typer.Option(help="Folders of fitted lenses.")] = None,
     layers: Layers = None,
+    site: Annotated[str | None, typer.Option(help="Other sites of the stream, as resid_mid, in the place of layers.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Of the held-out documents, every tenth.")] = 4096,
     column: Column = "text",
     length: Length = None,
@@ -175,8 +183,13 @@ def lens_quality(
     lenses |= {one.value: _lens(loaded, one, None) for one in kind or ()}
     for folder in lens or ():
         own = Lens.load(folder, model=loaded)
-        lenses[own.kind if own.kind not in lenses else folder.name] = own
-    found = run(loaded, texts, lenses, layers=layers, max_tokens=max_tokens, batch_tokens=batch_tokens, progress=not json)
+        name = own.kind if own.kind not in lenses else str(folder)
+        if name in lenses:
+            raise UnknownOption(f"--lens {folder} was given twice. Name each lens once.")
+        lenses[name] = own
+    found = run(
+        loaded, texts, lenses, layers=layers, sites=site, max_tokens=max_tokens, batch_tokens=batch_tokens, progress=not json
+    )
     if out is not None:
         wrote(found.save(out))
         wrote(write_page(out / "lens_quality.html", found.plot()))
@@ -190,11 +203,13 @@ def lens_quality(
         say(f"\nWritten to {out}; the picture is lens_quality.html.")
 
 
-def _lens(model: "LanguageModel", kind: LensKind, folder: Path | None) -> "Lens":
+def _lens(model: "LanguageModel", kind: LensKind | None, folder: Path | None) -> "Lens":
     from workbench.lenses.lens import Lens
     from workbench.lenses.shipped import shipped_lens
 
-    return shipped_lens(model, kind.value) if folder is None else Lens.load(folder, model=model)
+    if kind is not None and folder is not None:
+        raise UnknownOption(f"--kind {kind} and --lens {folder} name two lenses. Give one of the two.")
+    return shipped_lens(model, kind.value if kind else "logit") if folder is None else Lens.load(folder, model=model)
 
 
 VERBS = {"lens": lens, "fit-lens": fit_lens, "lens-quality": lens_quality}

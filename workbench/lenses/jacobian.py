@@ -19,8 +19,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from workbench.capturing import keeping
-from workbench.corpus.corpus import Corpus, Row
-from workbench.errors import TooFewTokens, UnknownOption
+from workbench.corpus.corpus import Corpus, Row, Tally
+from workbench.errors import OutOfMemory, TooFewTokens, UnknownOption
 from workbench.lenses.lens import Lens
 from workbench.lenses.shortcut import sources
 from workbench.lenses.unfinished import Unfinished
@@ -67,15 +67,21 @@ def fit_jacobian(
         seed: Of the signs.
     Raises:
         TooFewTokens: if no row has a source position.
-        UnknownOption: for numbers out of range.
+        UnknownOption: for numbers out of range, or a corpus that may have no end.
+        OutOfMemory: if the graph of a batch does not fit.
         OtherJob: if the folder holds an unfinished fit with other settings.
         UnknownSite, LayerOutOfRange, BadCorpus, CannotWrite: as `fit_shortcut`.
     """
     if skip < 0 or (batch_tokens is not None and batch_tokens < 1):
         raise UnknownOption(f"skip={skip}, batch_tokens={batch_tokens}: skip is 0 or more, batch_tokens 1 or more.")
     texts = (corpus if isinstance(corpus, Corpus) else Corpus(corpus)).training().cut(min(LENGTH, model.n_context or LENGTH))
+    if not texts.is_finite:
+        raise UnknownOption("The corpus may have no end, and a mean over its prompts needs one. Give it max_tokens.")
     named, last = sources(model, sites), state(model.n_layers, model.n_layers)
-    rows = [row for row in texts.rows(model) if len(row) > skip + 1]
+    for site in named:
+        model.tap(Site.parse(site, model.n_layers))
+    tally, at_once = Tally(), batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cpu"])
+    rows = [row for row in tally.of(texts.rows(model)) if len(row) > skip + 1]
     if not rows:
         raise TooFewTokens(
             f"No row has more than {skip + 1} tokens, so that none is left without the first {skip} and the last. Take longer "
@@ -84,19 +90,26 @@ def fit_jacobian(
     kind = "jacobian_same_position" if same_position else "jacobian"
     settings = of_model(model) | texts.settings | {
         "kind": kind, "affine": False, "row_length": texts.row_length(model), "sites": named, "prompts": len(rows),
-        "tokens": sum(len(row) - skip - 1 for row in rows), "skip": skip, "seed": seed, "versions": versions(),
+        "tokens": sum(len(row) - skip - 1 for row in rows), "skip": skip, "seed": seed, "batch_tokens": at_once,
+        "tokens_hash": tally.count.tokens_hash, "versions": versions(),
     }  # fmt: skip
     unfinished = Unfinished(folder, settings)
     d = model.d_model
     tensors, done = unfinished.found() or ({"sums": torch.zeros(len(named), d, d, dtype=torch.float64)}, 0)
     sums = tensors["sums"].to(model.device)
-    batches = list(batched(rows, batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cpu"])))
+    batches = list(batched(rows, at_once))
     generator = torch.Generator().manual_seed(seed)
     with tqdm(total=len(batches) * d, initial=done * d, desc=f"{kind} lens", unit="pass", disable=not progress) as bar:
         for i, some in enumerate(batches):
             signs = torch.randint(0, 2, (len(some), len(some[0])), generator=generator) * 2.0 - 1 if same_position else None
             if i >= done:
-                _add_derivatives(model, some, named, last, skip, signs, sums, bar)
+                try:
+                    _add_derivatives(model, some, named, last, skip, signs, sums, bar)
+                except torch.OutOfMemoryError:
+                    raise OutOfMemory(
+                        f"Memory ran out with the graph of {len(some)} rows of {len(some[0])} tokens. Give a smaller "
+                        f"batch_tokens (it is {at_once:,})."
+                    ) from None
                 unfinished.keep({"sums": sums}, i + 1)
     maps = [
         Transport(site, last, own.T.contiguous(), None, torch.zeros(d, dtype=torch.float64), settings)
@@ -122,7 +135,7 @@ def _add_derivatives(
         model.forward(batch_of(rows, model))
     *states, final = (kept[site] for site in parsed)
     chosen = _positions(rows, skip).to(device)
-    share = (chosen / chosen.sum(1, keepdim=True)).to(final.dtype)
+    share = (chosen / chosen.sum(1, keepdim=True)).float()
     followed = chosen.to(final.dtype)
     if signs is not None:
         share, followed = share * signs.to(share), followed * signs.to(followed)
@@ -130,7 +143,7 @@ def _add_derivatives(
         cotangent = torch.zeros_like(final)
         cotangent[..., i] = followed
         for own, gradient in zip(sums, torch.autograd.grad(final, states, cotangent, retain_graph=True), strict=True):
-            own[i] += torch.tensordot(share.to(gradient.device), gradient, 2)
+            own[i] += torch.tensordot(share.to(gradient.device), gradient.float(), 2).to(own.device)
         bar.update()
 
 

@@ -18,12 +18,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.errors import NotComparable, require_one_of
+from workbench.errors import BadArtifact, NotComparable, require_one_of
 from workbench.lenses.foreign import require_own
+from workbench.lenses.unfinished import forget
 from workbench.model import LanguageModel
 from workbench.sites import Site, depth, state, state_number
 from workbench.transports.files import load_transports, save_transports
-from workbench.transports.transport import Transport, of_model, require_weights
+from workbench.transports.transport import OF_THE_MODEL, Transport, of_model, require_weights
 
 Kind = Literal["logit", "shortcut", "tuned", "jacobian", "jacobian_same_position"]
 STREAM = ("resid_pre", "resid_mid", "resid_post")
@@ -113,12 +114,15 @@ class Lens:
         return replace(self, maps=maps)
 
     def save(self, folder: str | Path) -> Path:
-        """Write transports.safetensors and, last, run.json.
+        """Write transports.safetensors and, last, run.json; what was kept there of an unfinished fit of this kind goes.
 
         Raises:
             CannotWrite: if the folder cannot be written.
         """
-        return save_transports(list(self.maps.values()), self.settings | {"lens": self.kind}, folder)
+        written = save_transports(list(self.maps.values()), self.settings | {"lens": self.kind}, folder)
+        if self.kind not in ("logit", "shortcut"):
+            forget(written)
+        return written
 
     @classmethod
     def load(cls, folder: str | Path, *, model: LanguageModel | None = None) -> Lens:
@@ -132,7 +136,13 @@ class Lens:
         """
         require_own(Path(folder))
         maps, settings = load_transports(folder)
-        kind = settings.pop("lens", "shortcut")
+        kind = settings.get("lens")
+        if kind not in KINDS or not {*OF_THE_MODEL} <= settings.keys():
+            raise BadArtifact(
+                f"{str(folder)!r} holds transports, but no lens ({kind}; there are {', '.join(KINDS)}). Make one of them: "
+                "Lens.of(transports.values(), 'shortcut', transports.settings).save(folder)."
+            )
+        settings = {name: value for name, value in settings.items() if name != "lens"}
         found = cls(kind, {}, settings) if kind == "logit" else cls.of(maps, kind, settings)
         if model is not None:
             found.require_model(model)

@@ -11,7 +11,7 @@ momentum.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ def fit_tuned(
         epochs: How often the corpus is gone through.
         steps: Stop after so many; 0 gives the start.
         learning_rate: Of Adam, in standardised coordinates.
-        step_tokens: Tokens of a step, padding included.
+        step_tokens: Tokens of a step, padding included. A larger step is another training, not only more memory.
         start_tokens: Tokens of the corpus from whose moments the shortcut lens is made that training begins with. 0: begin with
             the logit lens, in the state's own coordinates; a learning rate of 0.001 then suits.
         folder: Where an unfinished training is kept every 50 steps, and taken up again.
@@ -121,27 +121,37 @@ def fit_tuned(
     }  # fmt: skip
     unfinished = Unfinished(folder, settings)
     translators, tensors, done = _begun(model, texts, named, start_tokens, unfinished, progress)
+    tenth = max(1, wanted // 10)
     optimiser = torch.optim.Adam(translators.parameters(), betas=(0.9, 0.99))
     kept = _restored(translators, optimiser, tensors)
     with tqdm(total=wanted, initial=done, desc="tuned lens", unit="step", disable=not progress) as bar:
         while done < wanted:
-            for batch in islice(flow.batches(done % flow.counted.batches), wanted - done):
+            steps_of = groupby(flow.batches(done % flow.counted.batches), key=lambda batch: batch.index)
+            for _, parts in islice(steps_of, wanted - done):  # several, where memory ran out and a batch was halved
                 optimiser.param_groups[0]["lr"] = learning_rate * min((done + 1) / WARM_UP, 1 - done / wanted)
                 optimiser.zero_grad()
-                kl = backward(model.vocabulary, translators, batch, named, last)
+                tokens, kl = 0, torch.zeros(len(named), dtype=torch.float64, device=model.vocabulary.W_U.device)
+                for part in parts:
+                    kl += backward(model.vocabulary, translators, part, named, last)
+                    tokens += part.tokens.n
+                for parameter in translators.parameters():
+                    assert parameter.grad is not None
+                    parameter.grad /= tokens
+                kl /= tokens
                 _require_finite(kl, named, done)
                 optimiser.step()
+                for i, counts in enumerate((done < tenth, done >= wanted - tenth)):
+                    kept["kl"][i] += kl.cpu() / tenth * counts
                 done += 1
-                kept["kl"][done * 10 // (wanted + 1)] += torch.stack([kl.cpu(), torch.ones(len(kl), dtype=torch.float64)])
                 bar.update()
                 bar.set_postfix(kl=f"{float(kl.mean()):.3f}")
                 if done % KEEP_EVERY == 0 and done < wanted:
                     unfinished.keep(kept | _state(translators, optimiser), done)
     matrices, biases = translators.merged()
-    means = kept["kl"][:, 0] / kept["kl"][:, 1]
+    scores = [{"kl_first_tenth": float(a), "kl_last_tenth": float(b)} if wanted else {} for a, b in kept["kl"].T]
     maps = [
-        Transport(site, last, matrix.cpu(), None, bias.cpu(), settings, {"kl_first_tenth": float(a), "kl_last_tenth": float(b)})
-        for site, matrix, bias, a, b in zip(named, matrices, biases, means[0], means[9], strict=True)
+        Transport(site, last, matrix.cpu(), None, bias.cpu(), settings, own)
+        for site, matrix, bias, own in zip(named, matrices, biases, scores, strict=True)
     ]
     return Lens.of(maps, "tuned", settings)
 
@@ -149,14 +159,14 @@ def fit_tuned(
 def backward(
     vocabulary: Vocabulary, translators: Translators, batch: TokenBatch, sites: Sequence[str], last: str
 ) -> Float[Tensor, " site"]:
-    """Add the gradient of the mean divergence, summed over sites, to the parameters'.
+    """Add the gradient of the divergence, summed over tokens and sites, to the parameters'.
 
     Returns:
-        The mean KL(output || lens) of each site, nats, float64.
+        KL(output || lens) of each site, summed over tokens, nats, float64.
     """
     final = batch[last]
     n, at_once = len(final), TOKENS_AT_ONCE.get(final.device.type, TOKENS_AT_ONCE["cpu"])
-    kl = torch.zeros(len(sites), dtype=torch.float64, device=final.device)
+    kl = torch.zeros(len(sites), dtype=torch.float64, device=vocabulary.W_U.device)
     space: Tensor | None = None
     for start in range(0, n, at_once):
         part = slice(start, start + at_once)
@@ -168,9 +178,9 @@ def backward(
         for i, own in enumerate(rows.detach()):
             found = divergence(vocabulary, own, teacher, space[: len(own)])
             kl[i] += found.kl.sum()
-            gradients[i] = found.gradient / n
+            gradients[i] = found.gradient
         rows.backward(gradients)
-    return kl / n
+    return kl
 
 
 def _begun(
@@ -213,7 +223,7 @@ def _restored(translators: Translators, optimiser: torch.optim.Optimizer, tensor
             parameter.data.copy_(tensors[name])
             own = {key: tensors[f"{name}/{key}"].to(device) for key in ("exp_avg", "exp_avg_sq")}
             optimiser.state[parameter] = {"step": tensors[f"{name}/step"], **own}
-    kl = tensors["kl"] if tensors else torch.zeros(10, 2, len(translators.b), dtype=torch.float64)
+    kl = tensors["kl"] if tensors else torch.zeros(2, len(translators.b), dtype=torch.float64)
     return {"kl": kl, "start": translators.start, "bias": translators.bias, "mean": translators.mean,
             "spread": translators.spread}  # fmt: skip
 

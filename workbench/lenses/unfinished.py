@@ -42,10 +42,10 @@ class Unfinished:
         try:
             with safe_open(self.path, "pt") as file:
                 said = json.loads(file.metadata()["settings"])
+                done = int(said.pop("steps_done"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
             raise BadArtifact(f"{str(self.path)!r} is damaged ({error}). Delete it, and begin anew.") from None
-        done = said.pop("steps_done")
         if other := [name for name in sorted({*said, *self.settings}) if said.get(name) != self.settings.get(name)]:
             what = "; ".join(f"{name}: there {said.get(name)!r}, here {self.settings.get(name)!r}" for name in other[:3])
             raise OtherJob(
@@ -66,7 +66,7 @@ class Unfinished:
                 own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
                 save_file(own, beside, {"settings": json.dumps(self.settings | {"steps_done": done})})
 
-    def done(self) -> None:
-        """The result is written: this is no longer needed."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
+
+def forget(folder: Path) -> None:
+    """The result is written: what was kept of it is no longer needed."""
+    (folder / FILE).unlink(missing_ok=True)

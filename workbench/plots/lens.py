@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from workbench.analyses.lens import layer_of
 from workbench.corpus.corpus import EARLY_UNTIL
 from workbench.errors import NotComparable, UnknownOption, require_one_of
 from workbench.plots.text import plain
@@ -22,6 +23,11 @@ MEASURES = {
 }  # fmt: skip
 
 
+def _row(site: str) -> str:
+    """A state by its layer, another site by its name."""
+    return str(layer_of(site)) if site == "resid_pre.0" or site.startswith("resid_post") else site
+
+
 def plot_lens(view: LensView, row: int, stride: int | None) -> go.Figure:
     """Cells are coloured by the KL to the model's own output, white where they agree; under the cursor the best tokens. The
     last row is the model's output. `customdata` holds layer and position of each cell.
@@ -36,39 +42,38 @@ def plot_lens(view: LensView, row: int, stride: int | None) -> go.Figure:
         raise UnknownOption(
             f"row={row}, stride={stride}: there are {view.positions['row'].nunique()} texts; strides are 1 or more."
         )
-    layers = sorted(positions["layer"].unique())
-    every = stride or -(-len(layers) // ROWS)
-    layers = layers[(len(layers) - 1) % every :: every]
-    table = view.table[(view.table["row"] == row) & view.table["layer"].isin(layers)]
+    sites = view.settings["sites"]
+    every = stride or -(-len(sites) // ROWS)
+    sites = sites[(len(sites) - 1) % every :: every]
+    table = view.table[(view.table["row"] == row) & view.table["site"].isin(sites)]
     told = table.assign(
         line=[f"{shown(token)} {share:.1%}" for token, share in zip(table["token"], table["probability"], strict=True)]
     )
-    hover = told.groupby(["layer", "pos"])["line"].agg(lambda lines: plain("\n".join(lines)).replace("\n", "<br>")).unstack()
-    best = table[table["rank"] == 0].pivot(index="layer", columns="pos", values="token")
-    divergence = table[table["rank"] == 0].pivot(index="layer", columns="pos", values="kl_to_final_nats")
-    tokens = positions[positions["layer"] == layers[-1]].sort_values("pos")["token"]
+    lines = told.groupby(["site", "pos"])["line"].agg(lambda some: plain("\n".join(some)).replace("\n", "<br>"))
+    hover = lines.unstack().loc[sites]
+    best = table[table["rank"] == 0].pivot(index="site", columns="pos", values="token").loc[sites]
+    divergence = table[table["rank"] == 0].pivot(index="site", columns="pos", values="kl_to_final_nats").loc[sites]
+    tokens = positions[positions["site"] == sites[-1]].sort_values("pos")["token"]
     highest = float(divergence.stack().quantile(0.9)) or 1.0  # embeddings may be far away from all others
-    places = [[[layer, pos] for pos in best.columns] for layer in best.index]
+    names = [_row(site) for site in sites]
+    places = [[[layer_of(site), pos] for pos in best.columns] for site in sites]
     figure = go.Figure(
         go.Heatmap(  # pyright: ignore[reportAttributeAccessIssue]
-            z=divergence.to_numpy(), x=list(best.columns), y=[str(layer) for layer in best.index],
+            z=divergence.to_numpy(), x=list(best.columns), y=names,
             text=[[plain(shown(token)) for token in line] for line in best.to_numpy()], texttemplate="%{text}",
             textfont={"size": 10, "family": "monospace"}, hovertext=hover.to_numpy(), customdata=places,
             hovertemplate="layer %{y}, %{x}<br>KL %{z:.3f}<br>%{hovertext}<extra></extra>",
             colorscale="Blues", zmin=0, zmax=highest, colorbar={"title": "KL to<br>output"},
         )
     )  # fmt: skip
-    named = {-1: "embedding", layers[-1]: f"{layers[-1]}, output"}
-    figure.update_yaxes(
-        title_text="layer", type="category", tickvals=[str(layer) for layer in layers],
-        ticktext=[named.get(layer, str(layer)) for layer in layers],
-    )  # fmt: skip
+    named = {"-1": "embedding", names[-1]: f"{names[-1]}, output"}
+    figure.update_yaxes(title_text="layer", type="category", tickvals=names, ticktext=[named.get(name, name) for name in names])
     figure.update_xaxes(
         tickvals=list(best.columns), ticktext=[plain(shown(token)) for token in tokens], tickangle=-45, side="top"
     )
     figure.update_layout(
         title={"text": f"What each layer predicts: {view.settings['lens']} lens of {plain(view.settings['model'])}", "y": 0.98},
-        template="plotly_white", height=170 + 26 * len(layers), width=max(620, 170 + 84 * len(best.columns)), margin={"t": 130},
+        template="plotly_white", height=170 + 26 * len(sites), width=max(620, 170 + 84 * len(best.columns)), margin={"t": 130},
     )  # fmt: skip
     return figure
 
@@ -94,12 +99,12 @@ def plot_trajectories(view: LensView, measure: str, row: int) -> go.Figure:
         shade = sample_colorscale("Viridis", [0.9 * pos / max(places[-1], 1)])[0]
         token, target = shown(line["token"].iloc[0]), shown(line["target"].iloc[0])
         figure.add_scatter(
-            x=line["layer"], y=line[measure] + (measure == "target_rank"), name=plain(f"{pos} {token}"),
+            x=[_row(site) for site in line["site"]], y=line[measure] + (measure == "target_rank"), name=plain(f"{pos} {token}"),
             mode="lines", line={"color": shade, "width": 1 if pos < EARLY_UNTIL else 2},
             hovertemplate=f"layer %{{x}}: %{{y:.3f}}<extra>after {plain(token)}, target {plain(target)}</extra>",
         )  # fmt: skip
     figure.update_yaxes(title_text=MEASURES[measure], type="log" if measure == "target_rank" else "linear")
-    figure.update_xaxes(title_text="layer")
+    figure.update_xaxes(title_text="layer", type="category", nticks=20)
     figure.update_layout(
         title=f"{MEASURES[measure]} by layer: {view.settings['lens']} lens of {plain(view.settings['model'])}",
         template="plotly_white", legend={"title": "token", "font": {"family": "monospace"}}, height=460, width=900,
@@ -120,12 +125,13 @@ def plot_difference(view: LensView, other: LensView, measure: str, row: int, oth
     require_one_of("measure", measure, tuple(MEASURES))
     sides = []
     for one, index in ((view, row), (other, other_row)):
-        own = one.positions[one.positions["row"] == index].pivot(index="layer", columns="pos", values=measure)
+        own = one.positions[one.positions["row"] == index].pivot(index="site", columns="pos", values=measure)
         best = one.table[(one.table["row"] == index) & (one.table["rank"] == 0)]
         tokens = one.positions[one.positions["row"] == index].drop_duplicates("pos").sort_values("pos")["token"]
-        sides.append((own, best.pivot(index="layer", columns="pos", values="token"), tokens.tolist()))
+        best = best.pivot(index="site", columns="pos", values="token")
+        sides.append((own.reindex(one.settings["sites"]), best.reindex(one.settings["sites"]), tokens.tolist()))
     (a, best_a, tokens_a), (b, best_b, tokens_b) = sides
-    if a.empty or b.empty or a.shape != b.shape or view.settings["sites"] != other.settings["sites"]:
+    if a.shape != b.shape or view.settings["sites"] != other.settings["sites"]:
         raise NotComparable(
             f"The first text has {a.shape[1]} tokens at {a.shape[0]} sites, the second {b.shape[1]} at {b.shape[0]}: cells "
             "cannot be laid over each other. Take texts of equally many tokens, and the same layers."
@@ -137,7 +143,7 @@ def plot_difference(view: LensView, other: LensView, measure: str, row: int, oth
     widest = float(np.quantile(np.abs(difference), 0.98)) or 1.0
     figure = go.Figure(
         go.Heatmap(  # pyright: ignore[reportAttributeAccessIssue]
-            z=difference, x=list(a.columns), y=[str(layer) for layer in a.index], text=np.reshape(text, a.shape),
+            z=difference, x=list(a.columns), y=[_row(site) for site in a.index], text=np.reshape(text, a.shape),
             texttemplate="%{text}", textfont={"size": 10, "family": "monospace"}, colorscale="RdBu", reversescale=True,
             zmid=0, zmin=-widest, zmax=widest, colorbar={"title": "first less<br>second"},
             hovertemplate="layer %{y}, %{x}<br>%{z:.3f}<br>%{text}<extra></extra>",

@@ -170,8 +170,10 @@ def require_weights(settings: Mapping[str, Any], model: LanguageModel, what: str
     """
     if any(settings[name] != value for name, value in of_model(model).items() if name in ("weights_hash", "revision")):
         raise OtherJob(
-            f"{what} is of {settings['model']!r}, revision {settings['revision']} ({settings['weights_hash'][:12]}…), not of "
-            f"the weights of {model.name!r}, revision {model.revision}. Fit one with this model."
+            f"{what} is of {settings['model']!r}, revision {settings['revision']}, in {settings['dtype']} "
+            f"({settings['weights_hash'][:12]}…), not of the weights of {model.name!r}, revision {model.revision}, in "
+            f"{str(model.dtype).removeprefix('torch.')} ({model.weights_hash[:12]}…). Fit one with this model, or load "
+            "that one."
         )
 
 
