@@ -47,7 +47,7 @@ lint: $(VENV)/dev
 
 notebooks: $(VENV)/dev
 	$(BIN)/workbench pull
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --nbmake --nbmake-timeout=300 -p no:cacheprovider notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --nbmake --nbmake-timeout=300 -p no:cacheprovider notebooks
 
 clean:
 	rm -rf $(VENV) out build dist *.egg-info

@@ -438,6 +438,7 @@ def test_transport_shows_writes_and_answers_in_json(model, tmp_path):
     one_line(command("transport", "--model", model, "--corpus", texts, *out, *wrong), 2, "principal:32")
 
 
+@pytest.mark.slow
 def test_lenses_of_every_kind_are_fitted_and_measured(model, tmp_path):
     texts = tmp_path / "texts.txt"
     texts.write_text("\n\n".join(" ".join(f"word{(i * 7 + j * j) % 97}" for j in range(12)) for i in range(30)))

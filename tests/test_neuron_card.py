@@ -254,7 +254,10 @@ def test_before_the_last_layer_it_does_more(llama):
     assert float((direct_change(llama, batch, 0, 5, 3.0) - change).abs().max()) > 1e-2
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "granite", "olmo2", "cohere"])
+@pytest.mark.parametrize(
+    "family",
+    ["llama", "gpt2", "gemma2", *(pytest.param(one, marks=pytest.mark.slow) for one in ("granite", "olmo2", "cohere"))],
+)
 def test_the_direct_effect_is_the_mean_of_logit_attributions(family, corpus):
     """A neuron's contribution to a centred logit, over its value, averaged over the tokens of the corpus."""
     model = _unchanged(family)

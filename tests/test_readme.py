@@ -5,11 +5,14 @@ import re
 from contextlib import redirect_stdout
 from pathlib import Path
 
+import pytest
+
 import workbench.cli
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_python_programs_print_what_they_say(smollm):
     """Lines that begin with `# ` are the output of the lines above them; later programs go on from the earlier ones."""
     program = "".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))

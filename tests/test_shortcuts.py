@@ -57,7 +57,7 @@ def linear_norms() -> wb.LanguageModel:
 
 
 @pytest.mark.parametrize(("mode", "made"), [("mlp", linear_mlps), ("attention", linear_attention), ("norms", linear_norms)])
-@pytest.mark.parametrize("positions", ["later", "all"])
+@pytest.mark.parametrize("positions", ["later", pytest.param("all", marks=pytest.mark.slow)])
 def test_exact_maps_of_linear_sub_modules_change_nothing(mode, made, positions):
     found = wb.shortcuts(made(), TEXTS, modes=[mode], kind="ols", positions=positions, loss_tokens=300, **QUIET)
     ways = {way: rows.set_index("layer") for way, rows in found.table.groupby("way")}
@@ -106,7 +106,7 @@ def test_maps_are_scikit_learns(llama, strata, affine):
             np.testing.assert_allclose(standing.constant(pair, "mean")(torch.from_numpy(x))[0], y.mean(0), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("positions", ["later", "all"])
+@pytest.mark.parametrize("positions", ["later", pytest.param("all", marks=pytest.mark.slow)])
 def test_the_cost_is_that_of_a_replacement_by_hand(llama, positions):
     """At the last block and from the middle on: loss, KL and agreement from all logits."""
     corpus = wb.Corpus(TEXTS)

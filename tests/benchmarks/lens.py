@@ -9,7 +9,8 @@ tokens, entropy, KL to the last state of its token, rank and log-probability of 
 - `workbench`: `Vocabulary.project`; `workbench without numba`: the same where numba is not installed.
 - `plain`: one state of all tokens at a time, its logits and log-softmax in memory, and the log-softmax of the last.
 
-TransformerLens has no function that reduces a lens's logits; with its unembedding a user writes what `plain` does.
+TransformerLens (3.9) gives a lens's logits whole (`JacobianLens.readout`); what is made of them is left to its user, as in
+`plain`.
 
 Ratios are medians of rounds in which the variants take turns. `peak_extra_mb` is of one run in a process of its own, beyond the
 rows and weights; what is found is in it (38 MB for 4,096 tokens).

@@ -179,7 +179,9 @@ def backward(
             found = divergence(vocabulary, own, teacher, space[: len(own)])
             kl[i] += found.kl.sum()
             gradients[i] = found.gradient
-        rows.backward(gradients)
+        parameters = list(translators.parameters())  # alone: the norm's own weights are the model's
+        for parameter, own in zip(parameters, torch.autograd.grad(rows, parameters, gradients), strict=True):
+            parameter.grad = own if parameter.grad is None else parameter.grad + own
     return kl
 
 

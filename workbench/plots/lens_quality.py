@@ -21,8 +21,9 @@ PANELS = (
 
 
 def plot_lens_quality(result: LensQuality, tokens: str) -> go.Figure:
-    """A panel a measure, a line a lens with two standard errors of its KL, the null dashed; KL on a logarithmic axis, bits cut
-    at four times the null. The fourth panel: agreement against the mean number of blocks run, if all states were read.
+    """A panel a measure, a line a lens with two standard errors of its KL, the null dashed; KL on a logarithmic axis (without
+    the output's own, 0), bits cut at four times the null. The fourth panel: agreement against the mean number of blocks run,
+    if all states were read.
 
     Raises:
         UnknownOption: for tokens that are neither `all` nor `ordinary`.
@@ -38,8 +39,9 @@ def plot_lens_quality(result: LensQuality, tokens: str) -> go.Figure:
         own = table[table["lens"] == name]
         for place, (column, _) in enumerate(PANELS):
             error = {"type": "data", "array": 2 * own["kl_error"], "width": 0, "thickness": 1} if place == 0 else None
+            drawn = own[column].where(own[column] > 0) if place == 0 else own[column]
             figure.add_scatter(
-                x=own["layer"], y=own[column], name=name, legendgroup=name, showlegend=place == 0, mode="lines+markers",
+                x=own["layer"], y=drawn, name=name, legendgroup=name, showlegend=place == 0, mode="lines+markers",
                 marker={"size": 4}, line={"color": colour}, error_y=error, row=1 + place // 2, col=1 + place % 2,
                 hovertemplate=f"layer %{{x}}: %{{y:.3f}}<extra>{plain(name)}</extra>",
             )  # fmt: skip
