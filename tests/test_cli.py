@@ -214,6 +214,7 @@ def test_a_wrong_option_is_exit_code_2():
     assert "--side" in done.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_no_half_written_file_and_the_job_goes_on(smollm, tmp_path):
     arguments = ["map-neurons", "--layers", "0:2", "--out", str(tmp_path), "--no-plot"]
     heeds = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite in the background ignores Ctrl-C

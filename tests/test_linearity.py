@@ -59,7 +59,7 @@ def row(result, layer, part, strata, residual):
     return table[chosen].iloc[0]
 
 
-@pytest.mark.parametrize("strata", ["all", "ordinary"])
+@pytest.mark.parametrize("strata", [pytest.param("all", marks=pytest.mark.slow), "ordinary"])
 def test_scores_of_the_real_model_are_those_of_a_direct_script(real, strata):
     result, x, a, m, stratum, document = real
     at = np.ones(len(x), bool) if strata == "all" else stratum == ORDINARY

@@ -411,6 +411,7 @@ def test_a_layer_beside_mixtures_has_its_neighbours_there():
     assert not card.nearest["neuron"].eq(2).any()
 
 
+@pytest.mark.slow
 def test_the_which_neuron_of_the_real_model(smollm):
     """Neuron 29.1181 fires before `which` and writes against it: both ends of all sides must be looked at to see it."""
     corpus = wb.Corpus("wikipedia", max_tokens=1500, length=128)

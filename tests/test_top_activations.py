@@ -299,6 +299,7 @@ def test_more_words_than_the_map_has_are_refused(llama, mapped, corpus):
         mapped.with_activations(llama, corpus, words=5, progress=False)
 
 
+@pytest.mark.slow
 def test_layer_0_of_the_real_model_fires_on_its_words_and_the_middle_does_not(smollm):
     """The gates of layer 0 read the embedding, which is tied to the unembedding; those of layer 15 do not."""
     neurons = wb.map_neurons(smollm, side="gate", layers="0,15", k=10, progress=False)
