@@ -365,7 +365,7 @@ def test_readers_weigh_what_the_next_block_reads(family):
     model = tiny_model(family, check=False)
     square = readers(model, "resid_post.0")
     assert square is not None
-    assert float((square - square.T).norm()) == 0
+    assert float((square - square.T).norm()) < 1e-14 * float(square.norm()), "a product may round its halves otherwise"
     assert float(torch.linalg.eigvalsh(square)[0]) > -1e-9
     if family in ("gpt2", "gptj"):  # a layer norm takes the mean off: what is alike in all entries is not read
         even = torch.ones(32, dtype=torch.float64)

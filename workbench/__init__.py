@@ -5,11 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workbench.analyses.activation_patching import activation_patching as activation_patching
+    from workbench.analyses.backward_lens import BackwardLens as BackwardLens
+    from workbench.analyses.backward_lens import backward_lens as backward_lens
     from workbench.analyses.decoded_directions import DecodedDirections as DecodedDirections
     from workbench.analyses.decoded_directions import decode_directions as decode_directions
     from workbench.analyses.directions import Directions as Directions
     from workbench.analyses.directions import head_directions as head_directions
     from workbench.analyses.directions import singular_directions as singular_directions
+    from workbench.analyses.fact_edits import FactEdits as FactEdits
+    from workbench.analyses.fact_edits import edit_facts as edit_facts
+    from workbench.analyses.forward_shift import forward_shift as forward_shift
     from workbench.analyses.head_scores import HeadScores as HeadScores
     from workbench.analyses.head_scores import head_scores as head_scores
     from workbench.analyses.lens import LensView as LensView
@@ -31,6 +36,8 @@ if TYPE_CHECKING:
     from workbench.analyses.scan import scan as scan
     from workbench.analyses.shortcuts import Shortcuts as Shortcuts
     from workbench.analyses.shortcuts import shortcuts as shortcuts
+    from workbench.analyses.step_forecast import StepForecast as StepForecast
+    from workbench.analyses.step_forecast import forecast_step as forecast_step
     from workbench.analyses.top_activations import TopActivations as TopActivations
     from workbench.analyses.top_activations import top_activations as top_activations
     from workbench.analyses.transport import transport as transport
@@ -50,6 +57,10 @@ if TYPE_CHECKING:
     from workbench.edits.make import replace as replace
     from workbench.edits.make import scale as scale
     from workbench.errors import WorkbenchError as WorkbenchError
+    from workbench.facts import shipped_facts as shipped_facts
+    from workbench.gradients.collect import Gradients as Gradients
+    from workbench.gradients.collect import collect_gradients as collect_gradients
+    from workbench.gradients.gradient import Gradient as Gradient
     from workbench.intervention import intervene as intervene
     from workbench.lenses.convert import convert_lens as convert_lens
     from workbench.lenses.jacobian import fit_jacobian as fit_jacobian
@@ -70,13 +81,20 @@ if TYPE_CHECKING:
     from workbench.transports.fit import fit_transports as fit_transports
     from workbench.transports.transport import Transport as Transport
     from workbench.vocabulary import Vocabulary as Vocabulary
+    from workbench.weight_edits import WeightEdit as WeightEdit
+    from workbench.weight_edits import edit_weights as edit_weights
+    from workbench.weight_edits import save_edited as save_edited
 
 _HOMES = {
     "ActivationStore": "workbench.store.store",
     "Attribution": "workbench.analyses.logit_attribution",
+    "BackwardLens": "workbench.analyses.backward_lens",
     "Corpus": "workbench.corpus.corpus",
     "DecodedDirections": "workbench.analyses.decoded_directions",
     "Directions": "workbench.analyses.directions",
+    "FactEdits": "workbench.analyses.fact_edits",
+    "Gradient": "workbench.gradients.gradient",
+    "Gradients": "workbench.gradients.collect",
     "HeadScores": "workbench.analyses.head_scores",
     "LanguageModel": "workbench.model",
     "Lens": "workbench.lenses.lens",
@@ -88,34 +106,41 @@ _HOMES = {
     "NeuronMap": "workbench.analyses.neuron_map",
     "Shortcuts": "workbench.analyses.shortcuts",
     "Site": "workbench.sites",
+    "StepForecast": "workbench.analyses.step_forecast",
     "TopActivations": "workbench.analyses.top_activations",
     "Transport": "workbench.transports.transport",
     "TransportScores": "workbench.analyses.transport_scores",
     "Transports": "workbench.transports.fit",
     "Vocabulary": "workbench.vocabulary",
+    "WeightEdit": "workbench.weight_edits",
     "WordActivations": "workbench.analyses.word_activations",
     "WorkbenchError": "workbench.errors",
     "ablate": "workbench.edits.make",
     "activation_patching": "workbench.analyses.activation_patching",
     "add": "workbench.edits.make",
+    "backward_lens": "workbench.analyses.backward_lens",
     "capture": "workbench.capturing",
     "capture_to_store": "workbench.store.write",
     "clamp": "workbench.edits.make",
+    "collect_gradients": "workbench.gradients.collect",
     "collect_moments": "workbench.collecting",
     "compare_maps": "workbench.analyses.map_comparison",
     "convert_lens": "workbench.lenses.convert",
     "decode_directions": "workbench.analyses.decoded_directions",
+    "edit_facts": "workbench.analyses.fact_edits",
+    "edit_weights": "workbench.weight_edits",
     "fit_jacobian": "workbench.lenses.jacobian",
-    "lens_contributions": "workbench.analyses.lens_contributions",
-    "lens_quality": "workbench.analyses.lens_quality",
-    "shipped_lens": "workbench.lenses.shipped",
     "fit_shortcut": "workbench.lenses.shortcut",
-    "fit_tuned": "workbench.lenses.tuned",
     "fit_transports": "workbench.transports.fit",
+    "fit_tuned": "workbench.lenses.tuned",
+    "forecast_step": "workbench.analyses.step_forecast",
+    "forward_shift": "workbench.analyses.forward_shift",
     "head_directions": "workbench.analyses.directions",
     "head_scores": "workbench.analyses.head_scores",
     "intervene": "workbench.intervention",
     "lens": "workbench.analyses.lens",
+    "lens_contributions": "workbench.analyses.lens_contributions",
+    "lens_quality": "workbench.analyses.lens_quality",
     "linearity": "workbench.analyses.linearity",
     "load": "workbench.loading",
     "load_edits": "workbench.edits.files",
@@ -129,9 +154,12 @@ _HOMES = {
     "plan_moments": "workbench.collecting",
     "project_out": "workbench.edits.make",
     "replace": "workbench.edits.make",
+    "save_edited": "workbench.weight_edits",
     "save_edits": "workbench.edits.files",
     "scale": "workbench.edits.make",
     "scan": "workbench.analyses.scan",
+    "shipped_facts": "workbench.facts",
+    "shipped_lens": "workbench.lenses.shipped",
     "shortcuts": "workbench.analyses.shortcuts",
     "singular_directions": "workbench.analyses.directions",
     "stream": "workbench.streaming.stream",

@@ -57,6 +57,10 @@ class TooFewTokens(WorkbenchError):
     """Fewer tokens, or fewer documents, than what was asked for can be worked out from."""
 
 
+class TooFewFacts(WorkbenchError):
+    """Fewer facts that the model knows than what was asked for can be worked out from."""
+
+
 class OutOfMemory(WorkbenchError):
     """Memory ran out, and there is nothing left to make smaller."""
 
@@ -67,6 +71,10 @@ class LengthMismatch(WorkbenchError):
 
 class UnknownNorm(WorkbenchError):
     """A norm that is neither a LayerNorm nor an RMS norm, so that it cannot be frozen to a linear map."""
+
+
+class NoGradient(WorkbenchError):
+    """No derivative can be taken of what was asked for."""
 
 
 class MissingPackage(WorkbenchError):

@@ -325,13 +325,20 @@ class LanguageModel:
                 "shorten it, or split it into several texts."
             )
 
-    def forward(self, batch: Batch) -> Float[Tensor, "batch pos d_vocab"]:
+    def forward(self, batch: Batch, columns: Int[Tensor, " kept"] | None = None) -> Float[Tensor, "batch kept d_vocab"]:
         """The model's own logits. Positions are counted over real tokens, so padding on either side changes nothing.
 
+        Args:
+            columns: Of the batch, in which logits are wanted; all, if None.
         Raises:
             TextTooLong: if the batch is wider than the model's context.
         """
-        return self.hf(**self.inputs(batch)).logits
+        inputs = self.inputs(batch)
+        if columns is None:
+            return self.hf(**inputs).logits
+        if "logits_to_keep" in inspect.signature(self.hf.forward).parameters:
+            return self.hf(**inputs, logits_to_keep=columns).logits
+        return self.hf(**inputs).logits[:, columns]
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """What the Hugging Face model is given for a batch, by name.

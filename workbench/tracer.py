@@ -126,6 +126,76 @@ def _watched(module: nn.Module, name: str, edit: HookFunction) -> Iterator[None]
         yield
 
 
+class Factors(NamedTuple):
+    """What went into linear modules, and the derivative at what came out, by path; a module that a pass calls again has
+    several."""
+
+    inputs: dict[str, list[Tensor]]
+    derivatives: dict[str, list[Tensor]]
+    """Filled by the backward pass, the last call first."""
+
+
+@contextmanager
+def factors_of(model: LanguageModel, items: Mapping[str, int]) -> Iterator[Factors]:
+    """While open, a forward pass keeps what goes into modules, and the backward pass after it the derivatives at their outputs.
+
+    Args:
+        items: Paths of modules, and which item of the output is meant, where a module gives a tuple.
+    """
+    found = Factors({}, {})
+    with ExitStack() as hooks:
+        for path, item in items.items():
+            noted = _Noted(found, path, item)
+            hooks.callback(model.module(path).register_forward_hook(noted.on_output, with_kwargs=True).remove)
+        yield found
+
+
+class _Noted(NamedTuple):
+    """Notes both factors of a linear module. A hook on the tensor, not on the module: what is later changed in place does not
+    reach the derivative at what the module itself gave."""
+
+    found: Factors
+    path: str
+    item: int
+
+    def on_output(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        value = output[self.item] if isinstance(output, tuple) else output
+        self.found.inputs.setdefault(self.path, []).append(_hidden_states(args, kwargs).detach())
+        value.register_hook(self.found.derivatives.setdefault(self.path, []).append)
+
+
+@contextmanager
+def low_rank_added(
+    model: LanguageModel, added: Mapping[str, tuple[Tensor, Tensor]], acts_on: Mapping[str, Tensor] | None = None
+) -> Iterator[None]:
+    """While open, linear modules give `x W + (x leftᵀ) right`, as if `leftᵀ right` had been added to their weights.
+
+    Args:
+        added: By path: left `[rank, d_in]` and right `[rank, d_out]`.
+        acts_on: By path: 1 where a rank acts on a row of the batch, else 0, `[batch, rank]`; all act on all, if None.
+    """
+    with ExitStack() as hooks:
+        for path, (left, right) in added.items():
+            module, one = model.module(path), _Added(left, right, None if acts_on is None else acts_on[path])
+            hooks.callback(module.register_forward_hook(one.on_output, with_kwargs=True).remove)
+        yield
+
+
+class _Added(NamedTuple):
+    left: Tensor
+    right: Tensor
+    acts_on: Tensor | None
+
+    def on_output(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        x = _hidden_states(args, kwargs)
+        left, right = self.left.to(x.device), self.right.to(x.device)
+        read = x.to(left.dtype) @ left.T
+        if self.acts_on is not None:
+            rows = self.acts_on.to(read)
+            read = read * rows.repeat_interleave(read.shape[:-1].numel() // len(rows), 0).view_as(read)
+        return (output + read @ right).to(output.dtype)
+
+
 class Call(NamedTuple):
     """What a module was called with, and what it gave: it can be run again alone."""
 

@@ -161,3 +161,14 @@ def shared_expert(block: nn.Module, experts: Experts) -> Expert:
 def n_experts(block: nn.Module, experts: Experts) -> int:
     """How many routed experts a block has."""
     return int(block.get_submodule(experts.path).get_parameter("down_proj").shape[0])
+
+
+def linear_modules(block: nn.Module) -> list[str]:
+    """Paths of the modules of a block that multiply by one matrix; of those that carry an adapter, the whole."""
+    carrying = {path for path, module in block.named_modules() if hasattr(module, "base_layer")}
+    return [
+        path
+        for path, module in block.named_modules()
+        if path in carrying
+        or (isinstance(module, (nn.Linear, Conv1D)) and not any(path.startswith(f"{one}.") for one in carrying))
+    ]

@@ -1,0 +1,161 @@
+"""Tables of a backward lens: words of the factors that are as wide as the stream, lengths of all, ranks of the gradients."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from workbench.gradients.collect import Gradients
+from workbench.gradients.matrices import READING, WRITING
+from workbench.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RANDOM = 256
+"""Random vectors whose best score is the null of a score."""
+
+
+class Vectors(NamedTuple):
+    """One vector a token, as wide as the stream."""
+
+    layer: int
+    matrix: str
+    kind: str
+    """`X`, what went in; `D`, the derivative at what came out."""
+    rows: Float[Tensor, "token d_model"]
+
+
+def stream_vectors(gradients: Gradients) -> list[Vectors]:
+    """All factors that are as wide as the stream: inputs of the matrices that read it, those of one input once; derivatives of
+    those that write to it, and the stream's own where a norm or a multiplier stands between."""
+    found: list[Vectors] = []
+    read: dict[tuple[int, int], int] = {}
+    for one in gradients.matrices.values():
+        if one.kind in READING:
+            key = (one.layer, gradients.inputs[one.path].data_ptr())
+            if key in read:
+                found[read[key]] = found[read[key]]._replace(matrix=f"{found[read[key]].matrix} {one.kind}")
+            else:
+                read[key] = len(found)
+                found.append(Vectors(one.layer, one.kind, "X", gradients[one.name].X))
+        elif one.kind in WRITING:
+            found.append(Vectors(one.layer, one.kind, "D", gradients[one.name].D))
+            block, attention = gradients.model.block_row(one.layer), one.kind == "W_O"
+            if block.residual_multiplier != 1 or (block.ln1_post if attention else block.ln2_post) is not None:
+                state = "resid_mid" if attention and not block.parallel else "resid_post"
+                site = "attn_out" if attention else "mlp_out"
+                found.append(Vectors(one.layer, site, "D", gradients.states[f"{state}.{one.layer}"]))
+    return found
+
+
+def words_table(
+    gradients: Gradients, first: Int[Tensor, " batch"] | None, k: int, *, paper: bool
+) -> tuple[pd.DataFrame, dict[tuple[int, str], Int[Tensor, " token"]], dict[str, float]]:
+    """The table, the rank of each text's first target token by layer and name (-1 at vectors that are 0), and the null of the
+    scores. All vectors are projected together."""
+    import numpy as np
+    import pandas as pd
+
+    vocabulary, found = gradients.model.vocabulary, stream_vectors(gradients)
+    home, (row, pos) = vocabulary.W_U.device, gradients.tokens_at
+    rows = torch.cat([one.rows.to(home) for one in found]) if found else torch.zeros(0, vocabulary.d_model, device=home)
+    kept = rows.abs().amax(1) > 0
+    at = kept.nonzero()[:, 0]
+    which, token = (at // len(row)).cpu().numpy(), (at % len(row)).to(row.device)
+    said = vocabulary.project(
+        rows[kept] if paper else unit(rows[kept]), decoder="norm" if paper else "gain", k=k, k_bottom=k,
+        targets=None if first is None else first[row[token]].to(home)[:, None],
+    )  # fmt: skip
+    ranks = {}
+    if said.target_ranks is not None:
+        every = torch.full((len(rows),), -1)
+        every[at.cpu()] = said.target_ranks[:, 0].cpu()
+        own = every.unflatten(0, (-1, len(row)))
+        ranks = {(one.layer, name): own[i] for i, one in enumerate(found) for name in one.matrix.split()}
+    where = pd.DataFrame(
+        {
+            "row": row[token].cpu().numpy(), "layer": np.array([one.layer for one in found], dtype=int)[which],
+            "matrix": np.array([one.matrix for one in found], dtype=object)[which],
+            "vector": np.array([one.kind for one in found], dtype=object)[which], "pos": pos[token].cpu().numpy(),
+        }
+    )  # fmt: skip
+    ends = [
+        _end(where, end, ids, scores, gradients.model.token_strings)
+        for end, ids, scores in (("up", said.top_ids, said.top_logits), ("down", said.bottom_ids, said.bottom_logits))
+    ]
+    return pd.concat(ends, ignore_index=True), ranks, random_scores(vocabulary, paper=paper)
+
+
+def _end(where: pd.DataFrame, end: str, ids: Tensor, scores: Tensor, strings: list[str]) -> pd.DataFrame:
+    """Rows of one end of the vocabulary."""
+    width = ids.shape[1]
+    flat = ids.flatten().tolist()
+    return where.loc[where.index.repeat(width)].assign(
+        end=end, rank=list(range(width)) * len(where), token_id=flat, token=[strings[i] for i in flat],
+        score=scores.flatten().float().cpu().numpy(),
+    )  # fmt: skip
+
+
+def unit(rows: Float[Tensor, "token d"]) -> Float[Tensor, "token d"]:
+    """Rows at length 1, in float32 at least: the square of a short derivative would be 0 in half precision."""
+    rows = rows if rows.dtype == torch.float64 else rows.float()
+    return rows / rows.norm(dim=1, keepdim=True)
+
+
+def random_scores(vocabulary: Vocabulary, *, paper: bool, seed: int = 0) -> dict[str, float]:
+    """The best score of random vectors of the same length: median, and what one in a hundred comes to."""
+    d = vocabulary.d_model
+    rows = unit(torch.randn(RANDOM, d, generator=torch.Generator().manual_seed(seed))).to(vocabulary.W_U.device)
+    best = vocabulary.project(rows, decoder="norm" if paper else "gain", k=1).top_logits[:, 0].float()
+    return {"median": float(best.median()), "one_in_100": float(best.quantile(0.99))}
+
+
+def vectors_table(gradients: Gradients, ranks: dict[tuple[int, str], Int[Tensor, " token"]]) -> pd.DataFrame:
+    """Lengths of both factors, by matrix and token."""
+    import numpy as np
+    import pandas as pd
+
+    row, pos = (index.cpu().numpy() for index in gradients.tokens_at)
+    strings, ids = gradients.model.token_strings, gradients.batch.tokens[gradients.batch.mask].tolist()
+    matrices, n = list(gradients.matrices.values()), len(gradients.matrices)
+    factors = [gradients[one.name] for one in matrices]
+    X, D = (torch.cat([_lengths(getattr(one, side)) for one in factors]).numpy() for side in ("X", "D"))
+    unknown = torch.full((len(row),), -1)
+    rank = pd.Series(torch.cat([ranks.get((one.layer, one.kind), unknown) for one in matrices]).numpy(), dtype="Int64")
+    return pd.DataFrame(
+        {
+            "row": np.tile(row, n), "layer": np.repeat([one.layer for one in matrices], len(row)),
+            "matrix": np.repeat(np.array([one.kind for one in matrices], dtype=object), len(row)), "pos": np.tile(pos, n),
+            "token": [strings[i] for i in ids] * n, "x_norm": X, "d_norm": D, "norm": X * D, "zero": D == 0,
+            "target_rank": rank.where(rank >= 0),
+        }
+    )  # fmt: skip
+
+
+def _lengths(rows: Tensor) -> Tensor:
+    return (rows if rows.dtype == torch.float64 else rows.float()).norm(dim=1).cpu()
+
+
+def matrices_table(gradients: Gradients) -> pd.DataFrame:
+    import pandas as pd
+
+    rows = []
+    for name, one in gradients.matrices.items():
+        whole = gradients[name]
+        for row in range(len(gradients.batch.mask)):
+            own = whole.of_row(row)
+            values = own.singular_values()
+            squares = values.square()
+            total = float(squares.sum())
+            rows.append(
+                {
+                    "row": row, "layer": one.layer, "matrix": one.kind, "tokens": len(own.X), "norm": total**0.5,
+                    "rank": own.rank_of(values), "largest": float(values[0]),
+                    "share": float(squares[0]) / total if total else None,
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows)

@@ -1,0 +1,1 @@
+"""Gradients of weight matrices as the factors that make them: nothing of the size of a matrix is formed."""

@@ -1,0 +1,235 @@
+"""One forward and one backward pass, of which both factors of every matrix's gradient are kept."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from workbench.capturing import keeping
+from workbench.errors import NoGradient, NotFinite
+from workbench.gradients.gradient import Gradient
+from workbench.gradients.matrices import Matrix, matrices_of
+from workbench.model import Batch, LanguageModel
+from workbench.sites import Site
+from workbench.tracer import Factors, edited, factors_of
+
+log = logging.getLogger("workbench")
+
+Loss = Callable[[Float[Tensor, "batch kept d_vocab"], Batch], Float[Tensor, ""]]
+"""From logits, in the columns that are kept, to one number."""
+
+SCALES = (2.0**16, 2.0**12, 2.0**8, 2.0**4, 1.0)
+"""What a loss in float16 is multiplied by, the first that does not overflow: derivatives of 6e-8 and less are 0 in it."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Gradients(Mapping[str, Gradient]):
+    """`gradients["W_out.3"]` is the gradient of a matrix of a block; those that no row names are under their module's path.
+
+    `gradients["W_E"]` and `gradients["W_U"]` are those of embedding and head, apart also where they are one matrix. Projections
+    that lie in one module are told apart; heads stand side by side in `W_Q`, `W_K` and `W_V` (`[d_model, heads · d_head]`).
+    """
+
+    model: LanguageModel
+    batch: Batch
+    loss: float
+    """Of all texts together, in nats where it is the targets' own."""
+    matrices: dict[str, Matrix]
+    states: dict[str, Float[Tensor, "token d_model"]]
+    """Derivative of the loss at sites of the stream, with respect to all that goes on from there."""
+    columns: Int[Tensor, " kept"] | None
+    """Columns of the batch whose logits the loss was made of; None: all."""
+    inputs: dict[str, Float[Tensor, "batch pos d_in"]]
+    derivatives: dict[str, Float[Tensor, "batch pos d_out"]]
+
+    def __getitem__(self, name: str) -> Gradient:
+        """
+        Raises:
+            KeyError: if it is not among those asked for; the text names some.
+        """
+        row, pos = self.tokens_at
+        if name == "W_E":
+            ids = self.batch.tokens[self.batch.mask]
+            X = torch.zeros(len(ids), self.model.d_vocab, dtype=self.model.dtype, device=ids.device)
+            X[torch.arange(len(ids)), ids] = torch.tensor(self.model.row.embed_scale).to(X)  # Gemma keeps it in float32
+            return Gradient(name, X, self._real(self.derivatives["embed"]), row, pos)
+        if name == "W_U":
+            mask = self.batch.mask if self.columns is None else self.batch.mask[:, self.columns]
+            place = self._places if self.columns is None else self._places[:, self.columns]
+            X, D = self.inputs["head"][mask], self.derivatives["head"][mask]
+            return Gradient(name, X, D, mask.nonzero()[:, 0], place[mask])
+        if name not in self.matrices:
+            raise KeyError(f"{name} has no gradient here; there are {', '.join(list(self.matrices)[:8])} … W_E, W_U")
+        one = self.matrices[name]
+        D = self.derivatives[one.path]
+        if one.part is not None:
+            D = one.part.cut.take(D, self.model.heads)
+            D = D.flatten(2) if D.dim() == 4 else D
+        return Gradient(name, self._real(self.inputs[one.path]), self._real(D), row, pos)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self.matrices, "W_E", "W_U"])
+
+    def __len__(self) -> int:
+        return len(self.matrices) + 2
+
+    def __repr__(self) -> str:
+        rows, tokens = len(self.batch.mask), int(self.batch.mask.sum())
+        return f"Gradients of {self.model.name}: {len(self)} matrices, {rows} texts, {tokens} tokens, loss {self.loss:.4f}"
+
+    def influence(self, other: Gradients) -> dict[str, float]:
+        """By how much a step of size 1 on this loss, of one matrix alone, changes the other loss, to first order."""
+        shared = [name for name in self.matrices if name in other.matrices]
+        return {name: -self[name].inner(other[name]) for name in shared}
+
+    @property
+    def tokens_at(self) -> tuple[Int[Tensor, " token"], Int[Tensor, " token"]]:
+        """Text and position of every real token, in the order of all factors."""
+        return self.batch.mask.nonzero()[:, 0], self._places[self.batch.mask]
+
+    @property
+    def _places(self) -> Int[Tensor, "batch pos"]:
+        return self.batch.mask.long().cumsum(1) - 1
+
+    def _real(self, x: Tensor) -> Tensor:
+        return x.flatten(0, 1) if bool(self.batch.mask.all()) else x[self.batch.mask.to(x.device)]
+
+
+def collect_gradients(
+    model: LanguageModel,
+    batch: Batch,
+    loss: Loss,
+    *,
+    columns: Int[Tensor, " kept"] | None = None,
+    layers: str | None = None,
+    matrices: Sequence[str] | None = None,
+) -> Gradients:
+    """Run the model forward and backward once, and keep both factors of the gradients of its matrices.
+
+    Derivatives are taken of activations alone: no gradient of the size of a weight is ever made. Of float16 models the loss is
+    multiplied by a power of 2 before the backward pass, and what is found divided by it, in float32.
+
+    Args:
+        loss: From logits and batch to a number.
+        columns: Columns of the batch whose logits it needs; all, if None.
+        layers: Blocks, as `parse_layers` reads them; all, if None.
+        matrices: As `matrices_of`.
+    Raises:
+        NoGradient: if the loss does not depend on the texts by way of a graph, or a matrix's input is not one row a token.
+        NotFinite: if the loss, or a derivative at every scale, is NaN or infinite.
+        MissingWeight, LayerOutOfRange, TextTooLong: as `matrices_of` and `capture`.
+    """
+    chosen = {one.name: one for one in matrices_of(model, layers, matrices)}
+    items = {one.path: one.item for one in chosen.values()} | {model.row.head: 0}
+    states: dict[str, Tensor] = {}
+    embed = Site("embed")
+    with (
+        frozen(model),
+        factors_of(model, items) as factors,
+        edited(model, {site: partial(_noted, states, str(site)) for site in _stream(model)}),
+        keeping(model, [embed], to_the_end=True, gradients=True) as kept,
+    ):
+        logits = model.forward(batch, columns)
+        number = loss(logits, batch)
+        _require_graph(model, number)
+        for scale in SCALES if model.dtype == torch.float16 else (1.0,):
+            for found in (*factors.derivatives.values(), states):
+                found.clear()
+            (start,) = torch.autograd.grad(number * scale, kept[embed], retain_graph=scale > 1)
+            if torch.isfinite(start).all():
+                break
+        else:
+            raise NotFinite(
+                "The derivative of the loss is NaN or infinite. Find where it arises (wb.capture of the same texts), or load "
+                "the model in another dtype."
+            )
+    if scale > 1:
+        log.warning(
+            "float16 holds no derivative below 6e-8: the loss was multiplied by %d for the backward pass, and what was found "
+            "divided by it. bfloat16 or float32 need neither.", int(scale),
+        )  # fmt: skip
+    unscaled = partial(_unscaled, scale=scale)
+    shape = batch.tokens.shape
+    derivatives = {path: unscaled(_one_row_a_token(path, found, shape)) for path, found in _calls(factors, model, False)}
+    inputs = {path: _one_row_a_token(path, found, shape) for path, found in _calls(factors, model, True)}
+    head = model.row.head
+    return Gradients(
+        model, batch, float(number.detach()), chosen,
+        {site: unscaled(found.reshape(*shape, -1)[batch.mask.to(found.device)]) for site, found in states.items()},
+        columns,
+        inputs | {"head": factors.inputs[head][0]},
+        derivatives | {"head": unscaled(factors.derivatives[head][0]), "embed": unscaled(start)},
+    )  # fmt: skip
+
+
+@contextmanager
+def frozen(model: LanguageModel) -> Iterator[None]:
+    """While open, no weight asks for a gradient, so that passes keep nothing for one."""
+    asking = [weight for weight in model.hf.parameters() if weight.requires_grad]
+    for weight in asking:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in asking:
+            weight.requires_grad_(True)
+
+
+def _stream(model: LanguageModel) -> list[Site]:
+    """The states, and the stream after attention where it is a place of its own."""
+    between = [Site("resid_mid", i) for i in range(model.n_layers) if not model.block_row(i).parallel]
+    return [Site("resid_pre", 0), *between, *(Site("resid_post", i) for i in range(model.n_layers))]
+
+
+def _noted(states: dict[str, Tensor], site: str, seen: Tensor) -> Tensor:
+    """The tensor itself, whose derivative the backward pass will note."""
+    seen.register_hook(partial(states.__setitem__, site))
+    return seen
+
+
+def _calls(factors: Factors, model: LanguageModel, inputs: bool) -> list[tuple[str, list[Tensor]]]:
+    found = factors.inputs if inputs else factors.derivatives
+    return [(path, calls) for path, calls in found.items() if path != model.row.head]
+
+
+def _one_row_a_token(path: str, calls: list[Tensor], shape: torch.Size) -> Tensor:
+    """`[batch, pos, d]`, of a module that saw every token once and in order.
+
+    Raises:
+        NoGradient: if it did not.
+    """
+    if len(calls) != 1 or calls[0].numel() // calls[0].shape[-1] != shape.numel():
+        raise NoGradient(
+            f"{path} was not given one row a token ({[list(one.shape) for one in calls]} for {list(shape)} tokens): it is an "
+            "expert, or called several times, and its gradient cannot be laid out by token. Name the matrices (W_Q, W_O, …)."
+        )
+    return calls[0].reshape(*shape, -1)
+
+
+def _unscaled(found: Tensor, scale: float) -> Tensor:
+    return found if scale == 1.0 else found.float() / scale
+
+
+def _require_graph(model: LanguageModel, number: Tensor) -> None:
+    """
+    Raises:
+        NoGradient: if no derivative can be taken of the loss.
+        NotFinite: if it is NaN or infinite.
+    """
+    if number.dim() or not number.requires_grad:
+        raise NoGradient(
+            f"The loss is no single number that depends on the texts through {model.name!r} (shape {list(number.shape)}, "
+            f"requires_grad {number.requires_grad}): is it made of the logits it was given, and does the model compute with "
+            "plain tensors?"
+        )
+    if not bool(torch.isfinite(number)):
+        raise NotFinite(
+            f"The loss is {float(number)}: there is no gradient of it. Look at the logits (wb.capture(logits=True))."
+        )

@@ -1,0 +1,181 @@
+"""Changes of weight matrices of low rank: made for a while, beside the weights, or written into a copy of the model."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.autograd import forward_ad
+from transformers.pytorch_utils import Conv1D
+
+from workbench.architectures.weights import parameter
+from workbench.artifacts import output_folder
+from workbench.attention import eager
+from workbench.errors import CannotWrite, MissingWeight
+from workbench.gradients.gradient import Gradient
+from workbench.gradients.matrices import Matrix, matrices_of
+from workbench.model import Batch, LanguageModel
+from workbench.projection import accumulation_dtype
+from workbench.tracer import low_rank_added
+
+log = logging.getLogger("workbench")
+
+ROUNDED_AWAY = 0.05
+"""Share of an edit, in norm, from which on it is said that the weights' dtype does not hold it."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class WeightEdit:
+    """`W + leftᵀ right` of a matrix that is read left to right (`x @ W`)."""
+
+    name: str
+    """`W_out.3`"""
+    left: Float[Tensor, "rank d_in"]
+    right: Float[Tensor, "rank d_out"]
+
+    @classmethod
+    def step(cls, gradient: Gradient, step: float) -> WeightEdit:
+        """One step of plain gradient descent: `W - step · Xᵀ D`."""
+        dtype = accumulation_dtype(gradient.X)
+        return cls(gradient.name, gradient.X.to(dtype), -step * gradient.D.to(dtype))
+
+    def __repr__(self) -> str:
+        return f"WeightEdit({self.name}, rank {len(self.left)}, norm {self.norm():.3g})"
+
+    def norm(self) -> float:
+        """Frobenius norm of what is added."""
+        left, right = self.left.double(), self.right.double()
+        return max(float(((left @ left.T) * (right @ right.T)).sum()), 0.0) ** 0.5
+
+    def times(self, factor: float) -> WeightEdit:
+        """The same, so many times as large."""
+        return replace(self, right=self.right * factor)
+
+
+@contextmanager
+def edit_weights(model: LanguageModel, *edits: WeightEdit, acts_on: Bool[Tensor, "batch edit"] | None = None) -> Iterator[None]:
+    """While open, every forward pass of the model is that of the edited weights. The weights themselves are not touched: what
+    the edit adds to a product is added to the product, in float32, so that half precision loses nothing of it.
+
+    Args:
+        acts_on: Which edits act on which texts of the batch, so that one pass tries many; all on all, if None.
+    Raises:
+        MissingWeight: if the model has no such matrix.
+    """
+    added = _by_path(model, edits)
+    acts = None if acts_on is None else {path: acts_on[:, one.edit] for path, one in added.items()}
+    with low_rank_added(model, {path: (one.left, one.right) for path, one in added.items()}, acts):
+        yield
+
+
+class FirstOrder(NamedTuple):
+    """Logits as they are, and what edits add to them, to first order in the edits."""
+
+    logits: Float[Tensor, "batch kept d_vocab"]
+    change: Float[Tensor, "batch kept d_vocab"]
+
+
+@torch.no_grad()
+def first_order(model: LanguageModel, batch: Batch, columns: Int[Tensor, " kept"], edits: Sequence[WeightEdit]) -> FirstOrder:
+    """What small edits add to all logits, by one forward pass that carries derivatives (forward-mode differentiation, through
+    Hugging Face's eager attention: the fused one has no such derivative).
+
+    Raises:
+        MissingWeight: if the model has no such matrix.
+    """
+    with eager(model.module(model.row.backbone)), forward_ad.dual_level():
+        made = {
+            path: (one.left, forward_ad.make_dual(torch.zeros_like(one.right), one.right))
+            for path, one in _by_path(model, edits).items()
+        }
+        with low_rank_added(model, made):
+            logits, change = forward_ad.unpack_dual(model.forward(batch, columns))
+    return FirstOrder(logits, torch.zeros_like(logits) if change is None else change)
+
+
+def save_edited(model: LanguageModel, folder: str | Path, *edits: WeightEdit) -> Path:
+    """Write a copy of the model with edited weights, as an ordinary Hugging Face folder with its tokenizer.
+
+    The model itself stays as it is. Where the weights' dtype cannot hold an edit (bfloat16 has 8 bits), a warning says how much
+    of it was rounded away.
+
+    Raises:
+        CannotWrite: if the folder exists and is not empty, or cannot be written; nothing half-written is left.
+        MissingWeight, UnreadableWeight: if a matrix does not exist, or is not one plain tensor.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise CannotWrite(f"{str(folder)!r} is not empty. Name a new folder for the edited model.")
+    weights = dict(model.hf.state_dict())
+    for path, added in _by_path(model, edits).items():
+        module = model.module(path)
+        old = parameter(module, "weight")
+        assert old is not None
+        change = (added.left.T @ added.right).to(old.device)
+        change = change if isinstance(module, Conv1D) else change.T
+        new = (old.detach().float() + change).to(old.dtype)
+        lost = float((new.float() - old.detach().float() - change).norm() / change.norm().clamp_min(1e-30))
+        if lost > ROUNDED_AWAY:
+            log.warning("%s: %s holds the edit only to %.0f %% of its norm. Save a float32 model.", path, old.dtype, 100 * lost)
+        weights[f"{path}.weight"] = new
+    output_folder(folder.parent, "Name another")
+    beside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        model.hf.save_pretrained(beside, state_dict=weights)
+        model.tokenizer.save_pretrained(beside)
+        if folder.exists():
+            folder.rmdir()
+        beside.rename(folder)
+    except OSError as error:
+        raise CannotWrite(
+            f"{str(folder)!r} could not be written ({error.strerror or error}). Make room, or name another."
+        ) from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return folder
+
+
+class _Added(NamedTuple):
+    """All that is added to one module's weight."""
+
+    left: Float[Tensor, "rank d_in"]
+    right: Float[Tensor, "rank d_out"]
+    """As wide as the module's outputs."""
+    edit: Int[Tensor, " rank"]
+    """Of which edit each rank is."""
+
+
+def _by_path(model: LanguageModel, edits: Sequence[WeightEdit]) -> dict[str, _Added]:
+    """
+    Raises:
+        MissingWeight: if the model has no such matrix.
+    """
+    known = {one.name: one for one in matrices_of(model)}
+    found: dict[str, list[_Added]] = {}
+    for i, edit in enumerate(edits):
+        if (matrix := known.get(edit.name)) is None:
+            raise MissingWeight(f"{model.name} has no matrix {edit.name!r} that can be edited. Name one as W_out.3.")
+        which = torch.full((len(edit.left),), i)
+        found.setdefault(matrix.path, []).append(_Added(edit.left, _as_wide(model, matrix, edit.right), which))
+    return {path: _Added(*map(torch.cat, zip(*several, strict=True))) for path, several in found.items()}
+
+
+def _as_wide(model: LanguageModel, matrix: Matrix, right: Tensor) -> Tensor:
+    """What is added to all outputs of the matrix's module."""
+    module = model.module(matrix.path)
+    width = int(getattr(module, "out_features", 0) or getattr(module, "nf", 0) or right.shape[1])
+    if matrix.part is None or width == right.shape[1]:
+        return right
+    whole = right.new_zeros(len(right), width)
+    own = matrix.part.cut.take(whole, model.heads)
+    matrix.part.cut.put(whole, model.heads, right.reshape(own.shape))
+    return whole
