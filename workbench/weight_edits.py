@@ -13,13 +13,13 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.pytorch_utils import Conv1D
 
 from workbench.architectures.weights import parameter
 from workbench.artifacts import output_folder
-from workbench.attention import eager
 from workbench.errors import CannotWrite, MissingWeight
+from workbench.gradients.collect import frozen
 from workbench.gradients.gradient import Gradient
 from workbench.gradients.matrices import Matrix, matrices_of
 from workbench.model import Batch, LanguageModel
@@ -83,22 +83,23 @@ class FirstOrder(NamedTuple):
     change: Float[Tensor, "batch kept d_vocab"]
 
 
-@torch.no_grad()
 def first_order(model: LanguageModel, batch: Batch, columns: Int[Tensor, " kept"], edits: Sequence[WeightEdit]) -> FirstOrder:
-    """What small edits add to all logits, by one forward pass that carries derivatives (forward-mode differentiation, through
-    Hugging Face's eager attention: the fused one has no such derivative).
+    """What small edits add to all logits: `d logits / d s` of edits that are s times as large, at 0, by one forward pass and
+    two backward ones (the derivative of `vᵀ d logits / d s` by v), through torch's unfused attention: the fused one cannot be
+    differentiated twice. Forward-mode differentiation would be less work, but several families' functions have none.
 
     Raises:
         MissingWeight: if the model has no such matrix.
     """
-    with eager(model.module(model.row.backbone)), forward_ad.dual_level():
-        made = {
-            path: (one.left, forward_ad.make_dual(torch.zeros_like(one.right), one.right))
-            for path, one in _by_path(model, edits).items()
-        }
-        with low_rank_added(model, made):
-            logits, change = forward_ad.unpack_dual(model.forward(batch, columns))
-    return FirstOrder(logits, torch.zeros_like(logits) if change is None else change)
+    size = torch.zeros((), device=model.device, requires_grad=True)
+    with sdpa_kernel(SDPBackend.MATH), frozen(model), torch.enable_grad():
+        added = {path: (one.left, size * one.right) for path, one in _by_path(model, edits).items()}
+        with low_rank_added(model, added):
+            logits = model.forward(batch, columns)
+        probe = torch.zeros_like(logits, requires_grad=True)
+        (along,) = torch.autograd.grad(logits, size, probe, create_graph=True)
+        (change,) = torch.autograd.grad(along, probe)
+    return FirstOrder(logits.detach(), change)
 
 
 def save_edited(model: LanguageModel, folder: str | Path, *edits: WeightEdit) -> Path:

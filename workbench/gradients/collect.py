@@ -231,5 +231,5 @@ def _require_graph(model: LanguageModel, number: Tensor) -> None:
         )
     if not bool(torch.isfinite(number)):
         raise NotFinite(
-            f"The loss is {float(number)}: there is no gradient of it. Look at the logits (wb.capture(logits=True))."
+            f"The loss is {float(number.detach())}: there is no gradient of it. Look at the logits (wb.capture(logits=True))."
         )
