@@ -146,7 +146,7 @@ def factors_of(model: LanguageModel, items: Mapping[str, int]) -> Iterator[Facto
     with ExitStack() as hooks:
         for path, item in items.items():
             noted = _Noted(found, path, item)
-            hooks.callback(model.module(path).register_forward_hook(noted.on_output, with_kwargs=True).remove)
+            hooks.callback(model.module(path).register_forward_hook(noted.on_output).remove)
         yield found
 
 
@@ -158,9 +158,9 @@ class _Noted(NamedTuple):
     path: str
     item: int
 
-    def on_output(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def on_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         value = output[self.item] if isinstance(output, tuple) else output
-        self.found.inputs.setdefault(self.path, []).append(_hidden_states(args, kwargs).detach())
+        self.found.inputs.setdefault(self.path, []).append(args[0].detach())
         value.register_hook(self.found.derivatives.setdefault(self.path, []).append)
 
 
@@ -177,7 +177,7 @@ def low_rank_added(
     with ExitStack() as hooks:
         for path, (left, right) in added.items():
             module, one = model.module(path), _Added(left, right, None if acts_on is None else acts_on[path])
-            hooks.callback(module.register_forward_hook(one.on_output, with_kwargs=True).remove)
+            hooks.callback(module.register_forward_hook(one.on_output).remove)
         yield
 
 
@@ -186,8 +186,8 @@ class _Added(NamedTuple):
     right: Tensor
     acts_on: Tensor | None
 
-    def on_output(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        x = _hidden_states(args, kwargs)
+    def on_output(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        x = args[0]
         left, right = self.left.to(x.device), self.right.to(x.device)
         read = x.to(left.dtype) @ left.T
         if self.acts_on is not None:

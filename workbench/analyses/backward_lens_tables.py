@@ -44,11 +44,9 @@ def stream_vectors(gradients: Gradients) -> list[Vectors]:
                 found.append(Vectors(one.layer, one.kind, "X", gradients[one.name].X))
         elif one.kind in WRITING:
             found.append(Vectors(one.layer, one.kind, "D", gradients[one.name].D))
-            block, attention = gradients.model.block_row(one.layer), one.kind == "W_O"
-            if block.residual_multiplier != 1 or (block.ln1_post if attention else block.ln2_post) is not None:
-                state = "resid_mid" if attention and not block.parallel else "resid_post"
-                site = "attn_out" if attention else "mlp_out"
-                found.append(Vectors(one.layer, site, "D", gradients.states[f"{state}.{one.layer}"]))
+            site = "attn_out" if one.kind == "W_O" else "mlp_out"
+            if (apart := gradients.stream.get(f"{site}.{one.layer}")) is not None:
+                found.append(Vectors(one.layer, site, "D", apart))
     return found
 
 

@@ -41,7 +41,7 @@ KIND = "fact_edits"
 METHODS = ("shift", "step", "random")
 MEASURES = ("efficacy", "paraphrase", "neighbourhood")
 STRENGTHS = (0.3, 1.0, 3.0)
-FACTS_AT_ONCE = 16
+FACTS_AT_ONCE = {"cpu": 16, "cuda": 64}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -124,7 +124,7 @@ def edit_facts(
 
     Args:
         facts: As `workbench.facts.shipped_facts` gives them, in the order in which they are taken.
-        layers: As `parse_layers` reads them; every third, if None.
+        layers: As `parse_layers` reads them; every fifth and the last, if None.
         strengths: Lengths of what the shift writes at the prompt's last token, relative to the stream there; the other ways are
             as long as the shift.
         n: Edit so many of the known facts; all, if None.
@@ -140,7 +140,8 @@ def edit_facts(
         raise UnknownOption(
             f"methods={methods}, strengths={strengths}: methods are {', '.join(METHODS)}; strengths are above 0."
         )
-    chosen = parse_layers(layers, model.n_layers) if layers is not None else list(range(0, model.n_layers, 3))
+    every_fifth = sorted({*range(0, model.n_layers, 5), model.n_layers - 1})
+    chosen = every_fifth if layers is None else parse_layers(layers, model.n_layers)
     known = known_facts(model, facts, progress=progress)
     told_apart = [one for one in known if _first(model, one.fact.prompt, one.fact.object) != _new(model, one.fact)][:n]
     if len(told_apart) < 2:
@@ -148,8 +149,9 @@ def edit_facts(
     rows: list[dict[str, Any]] = []
     total = len(told_apart) * len(chosen) * len(strengths) * len(methods)
     with tqdm(total=total, desc="editing facts", unit="edit", disable=not progress) as bar:
-        for start in range(0, len(told_apart), FACTS_AT_ONCE):
-            some = told_apart[start : start + FACTS_AT_ONCE]
+        at_once = FACTS_AT_ONCE.get(model.device.type, FACTS_AT_ONCE["cpu"])
+        for start in range(0, len(told_apart), at_once):
+            some = told_apart[start : start + at_once]
             texts = EditedTexts(model, some, [_new(model, one.fact) for one in some])
             for settings, edits in _edits(model, some, texts.targets, chosen, strengths, methods, seed + start):
                 for one, edit, found in zip(some, edits, texts.measured(edits), strict=True):

@@ -165,10 +165,9 @@ def n_experts(block: nn.Module, experts: Experts) -> int:
 
 def linear_modules(block: nn.Module) -> list[str]:
     """Paths of the modules of a block that multiply by one matrix; of those that carry an adapter, the whole."""
-    carrying = {path for path, module in block.named_modules() if hasattr(module, "base_layer")}
-    return [
-        path
-        for path, module in block.named_modules()
-        if path in carrying
-        or (isinstance(module, (nn.Linear, Conv1D)) and not any(path.startswith(f"{one}.") for one in carrying))
-    ]
+    found: list[str] = []
+    for path, module in block.named_modules():
+        inside = bool(found) and path.startswith(f"{found[-1]}.")  # what an adapter is made of
+        if not inside and (isinstance(module, (nn.Linear, Conv1D)) or "base_layer" in module._modules):
+            found.append(path)
+    return found

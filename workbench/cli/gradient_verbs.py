@@ -124,11 +124,11 @@ def shift(
 
 def edit_facts(
     model: Model = DEFAULT_MODEL,
-    layers: Annotated[str | None, typer.Option(help="Layers whose W_out is edited; every third, if not given.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Layers whose W_out is edited; every fifth, if not given.")] = None,
     strengths: Annotated[str, typer.Option(help="Lengths of what is written, relative to the stream.")] = "0.3,1,3",
     relation: Annotated[list[str] | None, typer.Option(help="Relations of the shipped facts; may be repeated. All.")] = None,
     facts: Annotated[int, typer.Option(min=2, help="Of the shipped facts, the first so many are asked of the model.")] = 500,
-    n: Annotated[int | None, typer.Option("-n", min=2, help="Of those it knows, edit the first so many; all.")] = 50,
+    n: Annotated[int | None, typer.Option("-n", min=2, help="Of those it knows, edit the first so many.")] = 30,
     seed: Annotated[int, typer.Option(help="Of the random directions.")] = 0,
     out: OptionalOut = None,
     revision: Revision = None,

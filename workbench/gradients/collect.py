@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,7 @@ from torch import Tensor
 from workbench.capturing import keeping
 from workbench.errors import NoGradient, NotFinite
 from workbench.gradients.gradient import Gradient
-from workbench.gradients.matrices import Matrix, matrices_of
+from workbench.gradients.matrices import WRITING, Matrix, matrices_of
 from workbench.model import Batch, LanguageModel
 from workbench.sites import Site
 from workbench.tracer import Factors, edited, factors_of
@@ -42,8 +42,9 @@ class Gradients(Mapping[str, Gradient]):
     loss: float
     """Of all texts together, in nats where it is the targets' own."""
     matrices: dict[str, Matrix]
-    states: dict[str, Float[Tensor, "token d_model"]]
-    """Derivative of the loss at sites of the stream, with respect to all that goes on from there."""
+    stream: dict[str, Float[Tensor, "token d_model"]]
+    """Derivative of the loss at the stream after attention or MLP, by `attn_out.3` or `mlp_out.3`, where it is not that at the
+    matrix which writes there: behind a norm or a multiplier."""
     columns: Int[Tensor, " kept"] | None
     """Columns of the batch whose logits the loss was made of; None: all."""
     inputs: dict[str, Float[Tensor, "batch pos d_in"]]
@@ -128,19 +129,19 @@ def collect_gradients(
     """
     chosen = {one.name: one for one in matrices_of(model, layers, matrices)}
     items = {one.path: one.item for one in chosen.values()} | {model.row.head: 0}
-    states: dict[str, Tensor] = {}
+    stream: dict[str, Tensor] = {}
     embed = Site("embed")
     with (
         frozen(model),
         factors_of(model, items) as factors,
-        edited(model, {site: partial(_noted, states, str(site)) for site in _stream(model)}),
+        edited(model, {site: partial(_noted, stream, name) for name, site in _apart(model, chosen.values()).items()}),
         keeping(model, [embed], to_the_end=True, gradients=True) as kept,
     ):
         logits = model.forward(batch, columns)
         number = loss(logits, batch)
         _require_graph(model, number)
         for scale in SCALES if model.dtype == torch.float16 else (1.0,):
-            for found in (*factors.derivatives.values(), states):
+            for found in (*factors.derivatives.values(), stream):
                 found.clear()
             (start,) = torch.autograd.grad(number * scale, kept[embed], retain_graph=scale > 1)
             if torch.isfinite(start).all():
@@ -162,7 +163,7 @@ def collect_gradients(
     head = model.row.head
     return Gradients(
         model, batch, float(number.detach()), chosen,
-        {site: unscaled(found.reshape(*shape, -1)[batch.mask.to(found.device)]) for site, found in states.items()},
+        {name: unscaled(found.reshape(*shape, -1)[batch.mask.to(found.device)]) for name, found in stream.items()},
         columns,
         inputs | {"head": factors.inputs[head][0]},
         derivatives | {"head": unscaled(factors.derivatives[head][0]), "embed": unscaled(start)},
@@ -182,15 +183,21 @@ def frozen(model: LanguageModel) -> Iterator[None]:
             weight.requires_grad_(True)
 
 
-def _stream(model: LanguageModel) -> list[Site]:
-    """The states, and the stream after attention where it is a place of its own."""
-    between = [Site("resid_mid", i) for i in range(model.n_layers) if not model.block_row(i).parallel]
-    return [Site("resid_pre", 0), *between, *(Site("resid_post", i) for i in range(model.n_layers))]
+def _apart(model: LanguageModel, matrices: Iterable[Matrix]) -> dict[str, Site]:
+    """Where the stream has what `attn_out` or `mlp_out` add, for matrices that write to it through a norm or a multiplier."""
+    found = {}
+    for one in matrices:
+        block, attention = model.row.block(one.layer), one.kind == "W_O"
+        behind = block.residual_multiplier != 1 or (block.ln1_post if attention else block.ln2_post) is not None
+        if one.kind in WRITING and behind:
+            after = Site("resid_mid" if attention and not block.parallel else "resid_post", one.layer)
+            found[f"{'attn_out' if attention else 'mlp_out'}.{one.layer}"] = after
+    return found
 
 
-def _noted(states: dict[str, Tensor], site: str, seen: Tensor) -> Tensor:
+def _noted(stream: dict[str, Tensor], name: str, seen: Tensor) -> Tensor:
     """The tensor itself, whose derivative the backward pass will note."""
-    seen.register_hook(partial(states.__setitem__, site))
+    seen.register_hook(partial(stream.__setitem__, name))
     return seen
 
 

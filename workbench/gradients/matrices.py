@@ -61,7 +61,7 @@ def matrices_of(model: LanguageModel, layers: str | None = None, names: Sequence
 
 
 def _of_layer(model: LanguageModel, layer: int) -> list[Matrix]:
-    block, row = model.block(layer), model.block_row(layer)
+    block, row = model.block(layer), model.row.block(layer)
     parts = zip(NAMES, (row.q, row.k, row.v, row.o, row.up, row.gate, row.down), strict=False)
     named = [
         Matrix(f"{name}.{layer}", layer, model.row.path(part.path, layer), part)
