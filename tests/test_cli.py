@@ -492,3 +492,38 @@ def test_lenses_are_read_fitted_and_answered_in_json(model, tmp_path):
     logit = ("--kind", "logit", "--out", tmp_path / "l")
     one_line(command("fit-lens", "--model", model, "--corpus", texts, *logit), 2, "as they are")
     one_line(command("lens", "--model", model, "--prompt", ""), 2, "empty")
+
+
+def test_backward_lens_shows_writes_and_answers_in_json(model, tmp_path):
+    ask = ("backward-lens", "--model", model, "--prompt", "the cat", "--target", "id:7")
+    done = command(*ask, "--step", "1e-3", "--beside", "a dog", "--out", tmp_path / "view")
+    assert done.returncode == 0, done.stderr
+    assert "was foretold with" in done.stdout
+    assert "beside" in done.stdout
+    assert sorted(path.name for path in (tmp_path / "view").iterdir()) == [
+        "backward_lens.parquet", "forecast", "forecast.html", "gradient.html", "matrices.parquet", "run.json", "targets.parquet",
+        "vectors.parquet",
+    ]  # fmt: skip
+    answer = json.loads(command(*ask, "--layers", "1", "--matrices", "W_in,W_out", "--step", "1e-3", "--json").stdout)
+    assert {row["matrix"] for row in answer["matrices"]} == {"W_in", "W_out"}
+    assert {row["layer"] for row in answer["table"]} == {1}
+    assert answer["targets"][0]["target_id"] == 7
+    assert answer["forecast"][0]["group"] == "prompt"
+    one_line(command(*ask, "--beside", "a dog"), 2, "Say with --step")
+    one_line(command(*ask, "--matrices", "W_X"), 2, "No matrix is called 'W_X'")
+    one_line(command(*ask[:-1], "id:x"), 2, "holds no token ids")
+    one_line(command(*ask[:-1], ""), 2, "has no tokens")
+
+
+def test_shift_edits_and_saves_a_model(model, tmp_path):
+    ask = ("shift", "--model", model, "--prompt", "the cat", "--target", "id:7", "--layer", 1, "--max-new-tokens", 2)
+    done = command(*ask, "--strength", 3, "--save", tmp_path / "edited")
+    assert done.returncode == 0, done.stderr
+    edited = next(line for line in done.stdout.splitlines() if line.startswith("edited"))
+    again = command("generate", "--model", tmp_path / "edited", "--prompt", "the cat", "--max-new-tokens", 2).stdout.strip()
+    assert repr(again) == edited.removeprefix("edited").strip()
+    answer = json.loads(command(*ask, "--beside", "a", "--json").stdout)
+    assert [len(answer[name]) for name in ("before", "edited", "random")] == [2, 2, 2]
+    one_line(command(*ask, "--save", tmp_path / "edited"), 2, "is not empty")
+    one_line(command("edit-facts", "--model", model, "--facts", 2), 2, "knows 0 of 2 facts")
+    one_line(command("edit-facts", "--model", model, "--strengths", "a"), 2, "are no numbers")
