@@ -69,7 +69,7 @@ def test_the_target_is_what_a_step_writes(rome):
     written = last[(last["end"] == "down") & (last["rank"] == 0)]
     assert written["token"].tolist() == [" Rome"]
     assert written["score"].abs().item() > rome.settings["null_score"]["one_in_100"]
-    assert last[(last["end"] == "up") & (last["rank"] == 0)]["token"].tolist() == [" Paris"], "the model's own answer is unwritten"
+    assert last[(last["end"] == "up") & (last["rank"] == 0)]["token"].tolist() == [" Paris"], "its own answer is unwritten"
     vectors = rome.vectors[(rome.vectors["layer"] == 29) & (rome.vectors["matrix"] == "W_out")]
     assert vectors["zero"].tolist() == [True] * 4 + [False]
     assert vectors["target_rank"].tolist()[-1] == 49_151, "the lowest of all"
@@ -96,7 +96,8 @@ def test_the_papers_mode_drowns_short_derivatives(rome, smollm):
 def test_gradients_have_the_rank_of_their_tokens(smollm):
     """Lemma 4.1 and the paper's figure: as many as tokens in over 98.5 % of cases, except the last layer, where it is 1."""
     facts = shipped_facts(n=8)
-    found = wb.backward_lens(smollm, [one.prompt for one in facts], [f" {one.object}" for one in facts], matrices=["W_in", "W_out"])
+    prompts, objects = [one.prompt for one in facts], [f" {one.object}" for one in facts]
+    found = wb.backward_lens(smollm, prompts, objects, matrices=["W_in", "W_out"])
     ranks = found.matrices
     earlier, last = ranks[ranks["layer"] < 29], ranks[ranks["layer"] == 29]
     assert (earlier["rank"] == earlier["tokens"]).mean() > 0.985
@@ -144,7 +145,7 @@ def test_a_step_is_foretold(rome):
     assert large["error"].median() > 0.5, "first order ends somewhere"
     one = wb.forecast_step(gradients, texts["prompt"], step=1e-3, layers="20", matrices=["W_out"])
     assert one.settings["matrices_moved"] == 1
-    assert one.table["influence"][0] == pytest.approx(1e-3 * gradients["W_out.20"].norm() ** 2, rel=1e-4), "of itself: the square"
+    assert one.table["influence"][0] == pytest.approx(1e-3 * gradients["W_out.20"].norm() ** 2, rel=1e-4), "its own square"
     with pytest.raises(UnknownOption, match="step=0"):
         wb.forecast_step(gradients, texts, step=0.0)
 

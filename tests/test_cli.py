@@ -501,8 +501,8 @@ def test_backward_lens_shows_writes_and_answers_in_json(model, tmp_path):
     assert "was foretold with" in done.stdout
     assert "beside" in done.stdout
     assert sorted(path.name for path in (tmp_path / "view").iterdir()) == [
-        "backward_lens.parquet", "forecast", "forecast.html", "gradient.html", "matrices.parquet", "run.json", "targets.parquet",
-        "vectors.parquet",
+        "backward_lens.parquet", "forecast", "forecast.html", "gradient.html", "matrices.parquet", "run.json",
+        "targets.parquet", "vectors.parquet",
     ]  # fmt: skip
     answer = json.loads(command(*ask, "--layers", "1", "--matrices", "W_in,W_out", "--step", "1e-3", "--json").stdout)
     assert {row["matrix"] for row in answer["matrices"]} == {"W_in", "W_out"}

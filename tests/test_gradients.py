@@ -197,3 +197,20 @@ def test_bad_losses_targets_and_matrices_are_named(llama):
     assert list(found) == ["W_out.1", "W_E", "W_U"]
     with pytest.raises(KeyError, match=r"W_out\.0 has no gradient here"):
         found["W_out.0"]
+
+
+def test_half_precision_keeps_the_rank_of_its_tokens():
+    model = tiny_model("llama", check=False, dtype=torch.bfloat16)
+    found = wb.collect_gradients(model, texts(), lambda logits, _: loss(logits.float(), _))
+    assert found["W_out.0"].of_row(0).rank() == 7
+
+
+def test_weights_of_inference_mode_are_named():
+    model = tiny_model("llama", check=False)
+    with torch.inference_mode():
+        for module in model.hf.modules():
+            for name, weight in module._parameters.items():
+                if weight is not None:
+                    module._parameters[name] = torch.nn.Parameter(weight.clone(), requires_grad=False)
+    with pytest.raises(NoGradient, match="made in torch.inference_mode"):
+        wb.collect_gradients(model, texts(), loss)

@@ -1,4 +1,4 @@
-"""Edits of weights: what is added beside them is what adding to them gives; foretold to first order, and written to a folder."""
+"""Edits of weights: added beside them is as added to them; foretold to first order, and written to a folder."""
 
 import logging
 

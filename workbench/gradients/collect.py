@@ -73,7 +73,8 @@ class Gradients(Mapping[str, Gradient]):
         if one.part is not None:
             D = one.part.cut.take(D, self.model.heads)
             D = D.flatten(2) if D.dim() == 4 else D
-        return Gradient(name, self._real(self.inputs[one.path]), self._real(D), row, pos)
+        X = self._real(self.inputs[one.path])
+        return Gradient(name, X, self._real(D), row.to(X.device), pos.to(X.device))
 
     def __iter__(self) -> Iterator[str]:
         return iter([*self.matrices, "W_E", "W_U"])
@@ -123,10 +124,16 @@ def collect_gradients(
         layers: Blocks, as `parse_layers` reads them; all, if None.
         matrices: As `matrices_of`.
     Raises:
-        NoGradient: if the loss does not depend on the texts by way of a graph, or a matrix's input is not one row a token.
+        NoGradient: if the loss does not depend on the texts by way of a graph, the weights take none, or a matrix's input is
+            not one row a token.
         NotFinite: if the loss, or a derivative at every scale, is NaN or infinite.
         MissingWeight, LayerOutOfRange, TextTooLong: as `matrices_of` and `capture`.
     """
+    if any(weight.is_inference() for weight in model.hf.parameters()):
+        raise NoGradient(
+            f"The weights of {model.name!r} were made in torch.inference_mode(), where nothing can be differentiated. Load the "
+            "model outside of it."
+        )
     chosen = {one.name: one for one in matrices_of(model, layers, matrices)}
     items = {one.path: one.item for one in chosen.values()} | {model.row.head: 0}
     stream: dict[str, Tensor] = {}

@@ -74,13 +74,14 @@ class Gradient:
         return Decomposition(Q_x @ left, values, right @ Q_d.T)
 
     def rank(self) -> int:
-        """How many singular values stand above the rounding of the factors, by the rule of `torch.linalg.matrix_rank`:
-        `max(d_in, d_out) · eps` of the largest, with the eps of the dtype in which the model ran."""
+        """How many singular values stand above rounding, by the rule of `torch.linalg.matrix_rank`: `max(d_in, d_out) · eps` of
+        the largest. eps is that of the accumulation dtype, also where the factors themselves were rounded to half precision:
+        it is the rank of the sum that they make."""
         return self.rank_of(self.singular_values())
 
     def rank_of(self, values: Float[Tensor, " rank"]) -> int:
         """`rank`, of singular values that are known."""
-        allowed = max(self.X.shape[1], self.D.shape[1]) * torch.finfo(self.X.dtype).eps
+        allowed = max(self.X.shape[1], self.D.shape[1]) * torch.finfo(accumulation_dtype(self.X)).eps
         return int((values > allowed * values[0]).sum()) if values.numel() and values[0] > 0 else 0
 
     def norm(self) -> float:
