@@ -1,5 +1,6 @@
 """The backward lens: words of vectors against dense float64, what a step does against a step, and the paper's claims."""
 
+import logging
 import math
 
 import pandas as pd
@@ -34,7 +35,7 @@ def test_words_are_those_of_dense_float64(family):
         own = found.table[(found.table["layer"] == one.layer) & (found.table["matrix"] == one.matrix)]
         for i, vector in enumerate(one.rows.double()):
             here = own[(own["row"] == int(row[i])) & (own["pos"] == int(pos[i]))]
-            if not vector.any():
+            if one.zero[i]:
                 assert here.empty, "what is 0 has no words"
                 continue
             scores = (gain * vector / vector.norm()) @ U
@@ -103,7 +104,8 @@ def test_gradients_have_the_rank_of_their_tokens(smollm):
     assert (earlier["rank"] == earlier["tokens"]).mean() > 0.985
     single = found.targets.groupby("row").size() == 1
     assert (last[last["row"].map(single)]["rank"] == 1).all()
-    assert (ranks["rank"] <= ranks["tokens"]).all()
+    first = wb.backward_lens(smollm, prompts[0], objects[0], layers="4:20", matrices=["W_Q"]).matrices
+    assert (first["rank"] == first["tokens"] - 1).mean() > 0.9, "a first token can only look at itself"
 
 
 def test_neurons_move_as_a_step_moves_them(rome, smollm):
@@ -124,6 +126,9 @@ def test_neurons_move_as_a_step_moves_them(rome, smollm):
         by_hand = own.X[-1, one["neuron"]].abs() * own.dense()[one["neuron"]].norm()
         assert one["change"] == pytest.approx(float(by_hand), rel=1e-4)
         assert one["shift"] == pytest.approx(float(own.X[-1, one["neuron"]] ** 2 * own.D[-1].norm()), rel=1e-4)
+    assert rome.neurons(layer - 30, "W_out", k=3).equals(written)
+    with pytest.raises(UnknownOption, match="there are 1 texts"):
+        rome.neurons(layer, row=1)
     with pytest.raises(MissingWeight, match="no gradients of neurons"):
         rome.neurons(layer, "W_Q")
 
@@ -146,8 +151,23 @@ def test_a_step_is_foretold(rome):
     one = wb.forecast_step(gradients, texts["prompt"], step=1e-3, layers="20", matrices=["W_out"])
     assert one.settings["matrices_moved"] == 1
     assert one.table["influence"][0] == pytest.approx(1e-3 * gradients["W_out.20"].norm() ** 2, rel=1e-4), "its own square"
+    with pytest.raises(MissingWeight, match="the gradients here are of"):
+        wb.forecast_step(
+            wb.collect_gradients(rome.gradients.model, gradients.batch, lambda z, _: z[0, -1, 7], layers="1"),
+            texts,
+            step=1.0,
+            layers="0",
+        )
     with pytest.raises(UnknownOption, match="step=0"):
         wb.forecast_step(gradients, texts, step=0.0)
+
+
+def test_half_precision_says_that_it_rounds(caplog):
+    model = tiny_model("llama", check=False, dtype=torch.bfloat16)
+    gradients = wb.backward_lens(model, "hello there", [7]).gradients
+    with caplog.at_level(logging.WARNING, logger="workbench"):
+        wb.forecast_step(gradients, [("hello there", [7])], step=1e-5)
+    assert "is also its rounding" in caplog.text
 
 
 def test_influence_of_one_text_on_another_is_the_inner_product_of_gradients(llama):

@@ -80,6 +80,13 @@ def test_a_folder_with_an_adapter_alone_is_named(tmp_path):
         wb.load(tmp_path)
 
 
+def test_a_model_with_adapters_is_not_saved_as_if_it_had_none(tmp_path):
+    model = wb.load(adapted(), tokenizer=tiny_tokenizer(), check=False)
+    edit = wb.WeightEdit("W_out.0", torch.ones(1, model.d_mlp), torch.ones(1, model.d_model))
+    with pytest.raises(UnreadableWeight, match="merge_and_unload"):
+        wb.save_edited(model, tmp_path / "edited", edit)
+
+
 def test_adapters_that_add_tokens_are_refused():
     config = peft.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
     model = peft.get_peft_model(tiny_hf("llama"), config)

@@ -1,6 +1,7 @@
 """Edits of weights: added beside them is as added to them; foretold to first order, and written to a folder."""
 
 import logging
+import re
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from families import tiny_tokenizer
 from transformers.pytorch_utils import Conv1D
 
 import workbench as wb
-from workbench.errors import CannotWrite, MissingWeight
+from workbench.errors import CannotWrite, LengthMismatch, MissingWeight, UnreadableWeight
 from workbench.gradients.matrices import matrices_of
+from workbench.tracer import is_edited
 from workbench.weight_edits import first_order
 
 
@@ -135,4 +137,35 @@ def test_what_cannot_be_written_is_named(llama, tmp_path, caplog, monkeypatch):
     half = tiny_model("llama", check=False, dtype=torch.bfloat16)
     with caplog.at_level(logging.WARNING, logger="workbench"):
         wb.save_edited(half, tmp_path / "half", edit.times(1e-3))
-    assert "holds the edit only to" in caplog.text
+    lost = int(re.search(r"(\d+) % of the edit was rounded away in torch.bfloat16", caplog.text)[1])
+    assert lost > 50
+    with pytest.raises(CannotWrite, match="or no folder"):
+        wb.save_edited(llama, tmp_path / "full" / "file", edit)
+
+
+def test_an_edited_model_is_known_to_be_edited(llama):
+    edit = random_edit(llama, "W_O.1")
+    batch = llama.tokenize("hello there")
+    assert not is_edited(llama)
+    with wb.edit_weights(llama, edit):
+        assert is_edited(llama)
+        with pytest.raises(UnreadableWeight, match="would not add up"):
+            wb.capture(llama, batch, ["result.1"])
+        wb.capture(llama, batch, ["result.0", "attn_out.1"])
+    with pytest.raises(LengthMismatch, match=r"give \[texts, 1\]"), wb.edit_weights(llama, edit, acts_on=torch.ones(1, 2) > 0):
+        pass
+    with wb.edit_weights(llama, edit, acts_on=torch.ones(2, 1) > 0), pytest.raises(LengthMismatch, match="has 2 texts"):
+        llama.forward(batch)
+
+
+def test_routers_are_left_alone():
+    model = tiny_model("mixtral", check=False)
+    gradients = wb.collect_gradients(model, model.tokenize("hello there"), lambda z, _: -z[0, -1].log_softmax(-1)[7])
+    with (
+        pytest.raises(MissingWeight, match="chooses its experts inside"),
+        wb.edit_weights(model, wb.WeightEdit.step(gradients["W_router.0"], 1.0)),
+    ):
+        pass
+    found = wb.forecast_step(gradients, [("hello there", [7])], step=1e-4)
+    assert found.table["measured"][0] > 0
+    assert found.table["influence"][0] == pytest.approx(found.table["measured"][0], rel=0.2)

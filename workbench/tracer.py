@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from workbench.architectures.cuts import WHOLE
 from workbench.architectures.taps import Tap
 from workbench.attention import Watch, eager
-from workbench.errors import ReadOnlySite, UnknownOption
+from workbench.errors import LengthMismatch, ReadOnlySite, UnknownOption, UnreadableWeight
 from workbench.model import LanguageModel
 from workbench.sites import Site
 
@@ -39,6 +39,11 @@ def edited(model: LanguageModel, edits: Mapping[Any, HookFunction]) -> Iterator[
         axes: dict[str, tuple[int, int]] = {}
         for place, edit in edits.items():
             tap = taps[place]
+            if getattr(place, "name", "") == "result" and _ours(model.module(tap.path)._forward_hooks, _Added):
+                raise UnreadableWeight(
+                    f"Site '{place}' is made with W_O, which is edited beside the weights here, so that it would not add up to "
+                    "attn_out. Capture z or attn_out, or save the edited model and load that."
+                )
             if tap.block is not None and tap.block not in axes:
                 axes[tap.block] = (0, 0)
                 block, seen = model.module(tap.block), _Axes(axes, tap.block)
@@ -64,7 +69,9 @@ def taps_of(model: LanguageModel, places: Iterable[Place]) -> dict[Place, Tap]:
 
 def is_edited(model: LanguageModel) -> bool:
     """Whether some block of edits (or of keeping) is open."""
-    return any(_ours(m._forward_hooks, _Applied, Watch) or _ours(m._forward_pre_hooks, _Applied) for m in model.hf.modules())
+    return any(
+        _ours(m._forward_hooks, _Applied, _Added, Watch) or _ours(m._forward_pre_hooks, _Applied) for m in model.hf.modules()
+    )
 
 
 def is_output_edited(module: nn.Module) -> bool:
@@ -192,6 +199,10 @@ class _Added(NamedTuple):
         read = x.to(left.dtype) @ left.T
         if self.acts_on is not None:
             rows = self.acts_on.to(read)
+            if read.shape[:-1].numel() % len(rows) or (read.dim() == 3 and len(read) != len(rows)):
+                raise LengthMismatch(
+                    f"acts_on has {len(rows)} texts, and the batch {list(read.shape[:-1])} tokens. Give one row a text."
+                )
             read = read * rows.repeat_interleave(read.shape[:-1].numel() // len(rows), 0).view_as(read)
         return (output + read @ right).to(output.dtype)
 

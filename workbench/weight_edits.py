@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from workbench.architectures.weights import parameter
 from workbench.artifacts import output_folder
-from workbench.errors import CannotWrite, MissingWeight
+from workbench.errors import CannotWrite, LengthMismatch, MissingWeight, UnreadableWeight
 from workbench.gradients.collect import frozen
 from workbench.gradients.gradient import Gradient
 from workbench.gradients.matrices import Matrix, matrices_of
@@ -62,14 +62,18 @@ class WeightEdit:
 
 @contextmanager
 def edit_weights(model: LanguageModel, *edits: WeightEdit, acts_on: Bool[Tensor, "batch edit"] | None = None) -> Iterator[None]:
-    """While open, every forward pass of the model is that of the edited weights. The weights themselves are not touched: what
-    the edit adds to a product is added to the product, in float32, so that half precision loses nothing of it.
+    """While open, every forward pass of the model is that of the edited weights. The weights themselves are not touched (nor is
+    what `model.weight` gives): what the edit adds to a product is worked out in float32 and added to the product, which a model
+    of half precision then rounds.
 
     Args:
         acts_on: Which edits act on which texts of the batch, so that one pass tries many; all on all, if None.
     Raises:
-        MissingWeight: if the model has no such matrix.
+        MissingWeight: if the model has no such matrix, or it is a router, whose choice is made inside its module.
+        LengthMismatch: if acts_on has another number of edits; from the forward pass, of texts.
     """
+    if acts_on is not None and acts_on.shape[1:] != (len(edits),):
+        raise LengthMismatch(f"acts_on is {list(acts_on.shape)} for {len(edits)} edits: give [texts, {len(edits)}].")
     added = _by_path(model, edits)
     acts = None if acts_on is None else {path: acts_on[:, one.edit] for path, one in added.items()}
     with low_rank_added(model, {path: (one.left, one.right) for path, one in added.items()}, acts):
@@ -110,22 +114,30 @@ def save_edited(model: LanguageModel, folder: str | Path, *edits: WeightEdit) ->
 
     Raises:
         CannotWrite: if the folder exists and is not empty, or cannot be written; nothing half-written is left.
-        MissingWeight, UnreadableWeight: if a matrix does not exist, or is not one plain tensor.
+        MissingWeight, UnreadableWeight: if a matrix does not exist, is not one plain tensor, or the model carries adapters.
     """
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise CannotWrite(f"{str(folder)!r} is not empty. Name a new folder for the edited model.")
+    require_new_folder(folder)
+    if getattr(model.hf, "_hf_peft_config_loaded", False) or any(hasattr(m, "base_layer") for m in model.hf.modules()):
+        raise UnreadableWeight(
+            f"{model.name!r} carries adapters of the peft library, which a plain model folder does not hold. Save the edit of "
+            "model.merge_and_unload()."
+        )
     weights = dict(model.hf.state_dict())
     for path, added in _by_path(model, edits).items():
         module = model.module(path)
         old = parameter(module, "weight")
         assert old is not None
-        change = (added.left.T @ added.right).to(old.device)
-        change = change if isinstance(module, Conv1D) else change.T
-        new = (old.detach().float() + change).to(old.dtype)
-        lost = float((new.float() - old.detach().float() - change).norm() / change.norm().clamp_min(1e-30))
+        exact = old.detach().to(accumulation_dtype(old))
+        change = (
+            (added.left.to(exact).T @ added.right.to(exact))
+            if isinstance(module, Conv1D)
+            else (added.right.to(exact).T @ added.left.to(exact))
+        )
+        new = (exact + change).to(old.dtype)
+        lost = float((new.to(exact) - exact - change).norm() / change.norm().clamp_min(1e-30))
         if lost > ROUNDED_AWAY:
-            log.warning("%s: %s holds the edit only to %.0f %% of its norm. Save a float32 model.", path, old.dtype, 100 * lost)
+            log.warning("%s: %.0f %% of the edit was rounded away in %s. Save a float32 model.", path, 100 * lost, old.dtype)
         weights[f"{path}.weight"] = new
     output_folder(folder.parent, "Name another")
     beside = folder.with_name(f".{folder.name}.partial")
@@ -158,16 +170,27 @@ class _Added(NamedTuple):
 def _by_path(model: LanguageModel, edits: Sequence[WeightEdit]) -> dict[str, _Added]:
     """
     Raises:
-        MissingWeight: if the model has no such matrix.
+        MissingWeight: if the model has no such matrix, or it is a router.
     """
     known = {one.name: one for one in matrices_of(model)}
     found: dict[str, list[_Added]] = {}
     for i, edit in enumerate(edits):
         if (matrix := known.get(edit.name)) is None:
             raise MissingWeight(f"{model.name} has no matrix {edit.name!r} that can be edited. Name one as W_out.3.")
+        if matrix.kind == "W_router":
+            raise MissingWeight(f"{edit.name} chooses its experts inside its module: no edit beside it reaches the choice.")
         which = torch.full((len(edit.left),), i)
         found.setdefault(matrix.path, []).append(_Added(edit.left, _as_wide(model, matrix, edit.right), which))
     return {path: _Added(*map(torch.cat, zip(*several, strict=True))) for path, several in found.items()}
+
+
+def require_new_folder(folder: Path) -> None:
+    """
+    Raises:
+        CannotWrite: if there is something already.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CannotWrite(f"{str(folder)!r} is not empty, or no folder. Name a new folder for the edited model.")
 
 
 def _as_wide(model: LanguageModel, matrix: Matrix, right: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from workbench.analyses.backward_lens_tables import matrices_table, vectors_table, words_table
+from workbench.analyses.backward_lens_tables import matrices_table, random_scores, vectors_table, words_table
 from workbench.analyses.moved_neurons import moved_neurons
 from workbench.artifacts import read_tables, write_tables
 from workbench.errors import BadArtifact, UnknownOption
@@ -160,11 +160,11 @@ def backward_lens(
     else:
         gradients = collect_gradients(model, model.tokenize(prompts), loss, layers=layers, matrices=matrices)
         targets, first = pd.DataFrame(columns=["row", "pos", "target_id", "target", "log_probability", "rank"]), None
-    table, ranks, null = words_table(gradients, first, k, paper=paper)
+    table, ranks = words_table(gradients, first, k, paper=paper)
     settings = model.provenance | {
         "texts": prompts if isinstance(prompts, str) else list(prompts), "loss": gradients.loss, "own_loss": loss is not None,
         "layers": layers, "matrices": None if matrices is None else list(matrices), "k": k, "paper": paper,
-        "null_score": null, "versions": versions(),
+        "null_score": None if paper else random_scores(model.vocabulary), "versions": versions(),
     }  # fmt: skip
     vectors = vectors_table(gradients, ranks)
     return BackwardLens(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.gradients.collect import Gradients
@@ -27,6 +27,8 @@ class Vectors(NamedTuple):
     kind: str
     """`X`, what went in; `D`, the derivative at what came out."""
     rows: Float[Tensor, "token d_model"]
+    zero: Bool[Tensor, " token"]
+    """Where the parts of the gradient that it belongs to are 0."""
 
 
 def stream_vectors(gradients: Gradients) -> list[Vectors]:
@@ -35,33 +37,35 @@ def stream_vectors(gradients: Gradients) -> list[Vectors]:
     found: list[Vectors] = []
     read: dict[tuple[int, int], int] = {}
     for one in gradients.matrices.values():
+        zero = gradients[one.name].D.abs().amax(1) == 0
         if one.kind in READING:
             key = (one.layer, gradients.inputs[one.path].data_ptr())
             if key in read:
-                found[read[key]] = found[read[key]]._replace(matrix=f"{found[read[key]].matrix} {one.kind}")
+                known = found[read[key]]
+                found[read[key]] = known._replace(matrix=f"{known.matrix} {one.kind}", zero=known.zero & zero)
             else:
                 read[key] = len(found)
-                found.append(Vectors(one.layer, one.kind, "X", gradients[one.name].X))
+                found.append(Vectors(one.layer, one.kind, "X", gradients[one.name].X, zero))
         elif one.kind in WRITING:
-            found.append(Vectors(one.layer, one.kind, "D", gradients[one.name].D))
+            found.append(Vectors(one.layer, one.kind, "D", gradients[one.name].D, zero))
             site = "attn_out" if one.kind == "W_O" else "mlp_out"
             if (apart := gradients.stream.get(f"{site}.{one.layer}")) is not None:
-                found.append(Vectors(one.layer, site, "D", apart))
+                found.append(Vectors(one.layer, site, "D", apart, apart.abs().amax(1) == 0))
     return found
 
 
 def words_table(
     gradients: Gradients, first: Int[Tensor, " batch"] | None, k: int, *, paper: bool
-) -> tuple[pd.DataFrame, dict[tuple[int, str], Int[Tensor, " token"]], dict[str, float]]:
-    """The table, the rank of each text's first target token by layer and name (-1 at vectors that are 0), and the null of the
-    scores. All vectors are projected together."""
+) -> tuple[pd.DataFrame, dict[tuple[int, str], Int[Tensor, " token"]]]:
+    """The table, and the rank of each text's first target token by layer and name (-1 where the part is 0). All vectors are
+    projected together."""
     import numpy as np
     import pandas as pd
 
     vocabulary, found = gradients.model.vocabulary, stream_vectors(gradients)
     home, (row, pos) = vocabulary.W_U.device, gradients.tokens_at
     rows = torch.cat([one.rows.to(home) for one in found]) if found else torch.zeros(0, vocabulary.d_model, device=home)
-    kept = rows.abs().amax(1) > 0
+    kept = ~torch.cat([one.zero.to(home) for one in found]) if found else torch.zeros(0, dtype=torch.bool, device=home)
     at = kept.nonzero()[:, 0]
     which, token = (at // len(row)).cpu().numpy(), (at % len(row)).to(row.device)
     said = vocabulary.project(
@@ -85,7 +89,7 @@ def words_table(
         _end(where, end, ids, scores, gradients.model.token_strings)
         for end, ids, scores in (("up", said.top_ids, said.top_logits), ("down", said.bottom_ids, said.bottom_logits))
     ]
-    return pd.concat(ends, ignore_index=True), ranks, random_scores(vocabulary, paper=paper)
+    return pd.concat(ends, ignore_index=True), ranks
 
 
 def _end(where: pd.DataFrame, end: str, ids: Tensor, scores: Tensor, strings: list[str]) -> pd.DataFrame:
@@ -99,16 +103,17 @@ def _end(where: pd.DataFrame, end: str, ids: Tensor, scores: Tensor, strings: li
 
 
 def unit(rows: Float[Tensor, "token d"]) -> Float[Tensor, "token d"]:
-    """Rows at length 1, in float32 at least: the square of a short derivative would be 0 in half precision."""
+    """Rows at length 1, in float32 at least; brought to size first, as the squares of short derivatives would be 0."""
     rows = rows if rows.dtype == torch.float64 else rows.float()
+    rows = rows / rows.abs().amax(1, keepdim=True)
     return rows / rows.norm(dim=1, keepdim=True)
 
 
-def random_scores(vocabulary: Vocabulary, *, paper: bool, seed: int = 0) -> dict[str, float]:
-    """The best score of random vectors of the same length: median, and what one in a hundred comes to."""
+def random_scores(vocabulary: Vocabulary, seed: int = 0) -> dict[str, float]:
+    """The best score of random vectors of length 1: median, and what one in a hundred comes to."""
     d = vocabulary.d_model
     rows = unit(torch.randn(RANDOM, d, generator=torch.Generator().manual_seed(seed))).to(vocabulary.W_U.device)
-    best = vocabulary.project(rows, decoder="norm" if paper else "gain", k=1).top_logits[:, 0].float()
+    best = vocabulary.project(rows, decoder="gain", k=1).top_logits[:, 0].float()
     return {"median": float(best.median()), "one_in_100": float(best.quantile(0.99))}
 
 
@@ -122,13 +127,14 @@ def vectors_table(gradients: Gradients, ranks: dict[tuple[int, str], Int[Tensor,
     matrices, n = list(gradients.matrices.values()), len(gradients.matrices)
     factors = [gradients[one.name] for one in matrices]
     X, D = (torch.cat([_lengths(getattr(one, side)) for one in factors]).numpy() for side in ("X", "D"))
+    zero = torch.cat([(one.D.abs().amax(1) == 0).cpu() for one in factors]).numpy()
     unknown = torch.full((len(row),), -1)
     rank = pd.Series(torch.cat([ranks.get((one.layer, one.kind), unknown) for one in matrices]).numpy(), dtype="Int64")
     return pd.DataFrame(
         {
             "row": np.tile(row, n), "layer": np.repeat([one.layer for one in matrices], len(row)),
             "matrix": np.repeat(np.array([one.kind for one in matrices], dtype=object), len(row)), "pos": np.tile(pos, n),
-            "token": [strings[i] for i in ids] * n, "x_norm": X, "d_norm": D, "norm": X * D, "zero": D == 0,
+            "token": [strings[i] for i in ids] * n, "x_norm": X, "d_norm": D, "norm": X * D, "zero": zero,
             "target_rank": rank.where(rank >= 0),
         }
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import exp
 from typing import TYPE_CHECKING
 
 from workbench.tokens import shown
@@ -17,11 +18,12 @@ def summary(view: BackwardLens) -> str:
     own = view.settings
     lines = [f"The gradient of {own['model']}, loss {own['loss']:.3f}" + ("" if own["own_loss"] else " nats")]
     for one in view.targets.to_dict("records"):
-        p, rank = 2.718281828459045 ** one["log_probability"], one["rank"]
+        p, rank = exp(one["log_probability"]), one["rank"]
         lines.append(f"  {shown(one['target'])} was foretold with {p:.2%}, as number {rank + 1:,}")
     first = view.vectors[(view.vectors["row"] == 0) & (view.vectors["matrix"] == "W_out")]
     if len(first):
-        lines.append("Longest in W_out (a step writes the second column's words at the first's token)")
+        of = "" if view.vectors["row"].max() == 0 else " of the first text"
+        lines.append(f"Longest in W_out{of} (a step writes the second column's words at the first's token)")
         lines.append("  layer  token           share  written, and unwritten")
         whole = float((first["norm"] ** 2).sum()) or 1.0
         for one in first.nlargest(STRONGEST, "norm").to_dict("records"):
@@ -32,7 +34,7 @@ def summary(view: BackwardLens) -> str:
     if len(zero):
         layers = sorted(set(zero["layer"]))
         where = f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]} to {layers[-1]}"
-        lines.append(f"{len(zero)} parts in {where} are 0 by construction: no later token reads there.")
+        lines.append(f"{len(zero)} parts in {where} are 0 by construction: nothing that the loss reads comes from there.")
     return "\n".join([*lines, "  .table .vectors .matrices .targets .gradients .neurons(layer) .plot() .save(folder)"])
 
 

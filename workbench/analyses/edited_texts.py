@@ -29,7 +29,7 @@ class EditedTexts:
         self.wordings = [1 + len(one.fact.paraphrases) for one in facts]
         self.batch = model.tokenize([text for some in texts for text in some], padding_side="left")
         neighbours = [next_to for one in facts for next_to in one.neighbours]
-        right = _first_tokens(model, [(one.prompt, one.object) for one in neighbours])
+        right = first_tokens(model, [(one.prompt, one.object) for one in neighbours])
         self.right = torch.tensor(right, device=model.device)
         """The first token of each neighbour's object."""
         fact = torch.arange(len(facts)).repeat_interleave(torch.tensor(self.sizes))
@@ -65,7 +65,8 @@ class EditedTexts:
         return logits.float().log_softmax(-1)
 
 
-def _first_tokens(model: LanguageModel, pairs: Sequence[tuple[str, str]]) -> list[Any]:
+def first_tokens(model: LanguageModel, pairs: Sequence[tuple[str, str]]) -> list[Any]:
+    """The first token of each answer, after its prompt."""
     if not pairs:
         return []
     wanted = with_targets(model, [prompt for prompt, _ in pairs], [f" {answer}" for _, answer in pairs])

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from workbench.analyses.edited_texts import EditedTexts
+from workbench.analyses.edited_texts import EditedTexts, first_tokens
 from workbench.analyses.forward_shift import random_like, shift_of
 from workbench.analyses.known_facts import KnownFact, known_facts
 from workbench.artifacts import read_tables, write_tables
@@ -27,6 +28,7 @@ from workbench.capturing import capture
 from workbench.errors import TooFewFacts, UnknownOption
 from workbench.facts import Fact
 from workbench.gradients.collect import collect_gradients
+from workbench.gradients.matrices import matrices_of
 from workbench.gradients.targets import with_targets
 from workbench.model import LanguageModel
 from workbench.results import Result, versions
@@ -58,16 +60,20 @@ class FactEdits(Result):
         return summarised(self.table)
 
     def best(self) -> pd.DataFrame:
-        """Of each method, layer and strength of the highest score on every other fact, and what it scores on the rest."""
+        """Of each method but the null, layer and strength of the highest score on every other fact, and what it and the null
+        score there on the rest."""
         import pandas as pd
 
         order = {name: i for i, name in enumerate(dict.fromkeys(self.table["fact"]))}
         second = self.table["fact"].map(order) % 2 == 1
         chosen, rest = summarised(self.table[~second]), summarised(self.table[second])
         found = []
-        for method in METHODS:
+        for method in self.settings["methods"]:
+            if method == "random" and len(self.settings["methods"]) > 1:
+                continue
             top = chosen[chosen["method"] == method].nlargest(1, "score")
-            found.append(rest.merge(top[["layer", "strength", "method"]]))
+            there = rest.merge(top[["layer", "strength"]])
+            found.append(there[there["method"].isin([method, "random"])].assign(chosen_for=method))
         return pd.concat(found, ignore_index=True)
 
     def plot(self) -> go.Figure:
@@ -102,7 +108,7 @@ class FactEdits(Result):
             "  method  layer  strength   efficacy       paraphrase     neighbourhood   KL at neighbours",
         ]
         for one in best.to_dict("records"):
-            shares = "  ".join(f"{one[name]:6.1%} ± {one[f'{name}_error']:5.1%}" for name in MEASURES)
+            shares = "  ".join(_share(one[name], one[f"{name}_error"]) for name in MEASURES)
             lines.append(
                 f"  {one['method']:6}  {one['layer']:5}  {one['strength']:8g}  {shares}  {one['kl_neighbours_nats']:8.3f} nats"
             )
@@ -136,14 +142,19 @@ def edit_facts(
     """
     import pandas as pd
 
-    if not set(methods) <= set(METHODS) or not methods or not strengths or min(strengths) <= 0:
+    if not set(methods) <= set(METHODS) or not methods or not strengths or not all(0 < one < inf for one in strengths):
         raise UnknownOption(
             f"methods={methods}, strengths={strengths}: methods are {', '.join(METHODS)}; strengths are above 0."
         )
     every_fifth = sorted({*range(0, model.n_layers, 5), model.n_layers - 1})
     chosen = every_fifth if layers is None else parse_layers(layers, model.n_layers)
+    if n is not None and n < 2:
+        raise UnknownOption(f"n={n}: at least two facts are edited, as settings are chosen on some and measured on others.")
+    matrices_of(model, ",".join(map(str, chosen)), ["W_out"])  # refuses layers of experts before any work
     known = known_facts(model, facts, progress=progress)
-    told_apart = [one for one in known if _first(model, one.fact.prompt, one.fact.object) != _new(model, one.fact)][:n]
+    said = first_tokens(model, [(one.fact.prompt, one.fact.object) for one in known])
+    new = first_tokens(model, [(one.fact.prompt, one.fact.false_object) for one in known])
+    told_apart = [(one, b) for one, a, b in zip(known, said, new, strict=True) if a != b][:n]
     if len(told_apart) < 2:
         raise TooFewFacts(f"{model.name!r} knows {len(told_apart)} of {len(facts)} facts. Give more, or easier ones.")
     rows: list[dict[str, Any]] = []
@@ -151,8 +162,8 @@ def edit_facts(
     with tqdm(total=total, desc="editing facts", unit="edit", disable=not progress) as bar:
         at_once = FACTS_AT_ONCE.get(model.device.type, FACTS_AT_ONCE["cpu"])
         for start in range(0, len(told_apart), at_once):
-            some = told_apart[start : start + at_once]
-            texts = EditedTexts(model, some, [_new(model, one.fact) for one in some])
+            some, targets = zip(*told_apart[start : start + at_once], strict=True)
+            texts = EditedTexts(model, some, targets)
             for settings, edits in _edits(model, some, texts.targets, chosen, strengths, methods, seed + start):
                 for one, edit, found in zip(some, edits, texts.measured(edits), strict=True):
                     rows.append({"fact": one.fact.id, "relation": one.fact.relation} | settings | {"norm": edit.norm()} | found)
@@ -214,10 +225,5 @@ def summarised(table: pd.DataFrame) -> pd.DataFrame:
     return found.reset_index()
 
 
-def _new(model: LanguageModel, fact: Fact) -> int:
-    return _first(model, fact.prompt, fact.false_object)
-
-
-def _first(model: LanguageModel, prompt: str, answer: str) -> int:
-    """The first token of an answer."""
-    return int(with_targets(model, prompt, f" {answer}").token[0])
+def _share(value: float, error: float) -> str:
+    return f"{value:6.1%} ± {'–':>5}" if np.isnan(error) else f"{value:6.1%} ± {error:5.1%}"

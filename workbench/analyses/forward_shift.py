@@ -16,6 +16,7 @@ from workbench.capturing import capture
 from workbench.errors import UnknownOption
 from workbench.gradients.targets import Target, with_targets
 from workbench.model import LanguageModel
+from workbench.projection import accumulation_dtype
 from workbench.weight_edits import WeightEdit
 
 
@@ -32,8 +33,9 @@ def forward_shift(
     `wb.save_edited`.
 
     Args:
-        strength: How long what is written at the prompt's last token is, relative to the stream there. (Neurons are of very
-            unequal size from layer to layer, so that one η is a whisper in one and destroys the next.)
+        strength: How long what is written at the prompt's last token is, relative to the stream there; behind a norm (Gemma 2,
+            OLMo 2), which sets the length of all that reaches the stream, relative to what the matrix itself gives there.
+            (Neurons are of very unequal size from layer to layer: one η is a whisper in one and destroys the next.)
         step: The paper's η, in the place of a strength.
     Raises:
         UnknownOption: if not one of strength and step is given.
@@ -62,14 +64,26 @@ def shift_of(
     step: float | None = None,
 ) -> WeightEdit:
     """`forward_shift` of neurons x and stream h that are known."""
-    x = x.float()
+    x = x.to(accumulation_dtype(x))
     e = model.vocabulary.direction(token).detach().to(x)
-    eta = step if step is not None else float(strength * h.float().norm() / (x.square().sum() * e.norm()))  # pyright: ignore[reportOptionalOperand]
-    return WeightEdit(f"W_out.{layer}", x[None], eta * e[None])
+    if step is None:
+        assert strength is not None
+        block = model.block_row(layer)
+        own = h.to(x) / block.residual_multiplier if block.ln2_post is None else _given(model, layer, x)
+        step = float(strength * own.norm() / (x.square().sum() * e.norm()))
+    return WeightEdit(f"W_out.{layer}", x[None], step * e[None])
+
+
+def _given(model: LanguageModel, layer: int, x: Float[Tensor, " d_mlp"]) -> Float[Tensor, " d_model"]:
+    """What the matrix gives for the neurons."""
+    bias = model.optional_weight("b_out", layer)
+    given = x @ model.weight("W_out", layer).detach().to(x)
+    return given if bias is None else given + bias.detach().to(x)
 
 
 def random_like(edit: WeightEdit, seed: int) -> WeightEdit:
     """The null of an edit of rank 1: it acts at the same inputs and is as long, but writes a random direction."""
+    assert len(edit.left) == 1
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(edit.right.shape, generator=generator).to(edit.right)
     return WeightEdit(edit.name, edit.left, drawn * (edit.right.norm() / drawn.norm()))

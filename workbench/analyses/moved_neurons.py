@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from workbench.errors import MissingWeight
+from workbench.analyses.backward_lens_tables import unit
+from workbench.errors import MissingWeight, UnknownOption
 from workbench.gradients.collect import Gradients
 from workbench.tokens import shown
 
@@ -29,13 +30,16 @@ def moved_neurons(gradients: Gradients, layer: int, matrix: str, row: int, k: in
         A row a neuron, the largest change first: neuron, change, imprint or shift, more, less (the tokens that what is added
         has most and least of).
     Raises:
+        UnknownOption: for a text that there is not, or k below 1.
         MissingWeight: if gradients of the layer's matrix are not there, or it has no neurons.
     """
     import pandas as pd
 
-    name = f"{matrix}.{layer}"
+    name = f"{matrix}.{layer % gradients.model.n_layers}"
     if matrix not in ("W_in", "W_gate", "W_out") or name not in gradients.matrices:
         raise MissingWeight(f"There are no gradients of neurons called {name!r}. Ask for W_in, W_gate or W_out of a layer.")
+    if k < 1 or not 0 <= row < len(gradients.batch.mask):
+        raise UnknownOption(f"row={row}, k={k}: there are {len(gradients.batch.mask)} texts, and k is 1 or more.")
     own = gradients[name].of_row(row)
     if matrix == "W_out":
         x = own.X[-1].to(own.rows(torch.zeros(0, dtype=torch.long)))
@@ -44,12 +48,10 @@ def moved_neurons(gradients: Gradients, layer: int, matrix: str, row: int, k: in
         alone = x.square() * own.D[-1].to(x).norm()
     else:
         change, alone = own.step_effect(1.0)[-1], own.imprint()[-1]
-    chosen = change.abs().topk(min(k, len(change))).indices
+    chosen = change.abs().topk(min(k, int((change != 0).sum()))).indices
     added = -(own.rows(chosen) if matrix == "W_out" else own.columns(chosen))
     vocabulary, strings = gradients.model.vocabulary, gradients.model.token_strings
-    found = vocabulary.project(
-        added / added.norm(dim=1, keepdim=True).clamp_min(1e-30), decoder="gain", k=WORDS, k_bottom=WORDS
-    )
+    found = vocabulary.project(unit(added).to(vocabulary.W_U.device), decoder="gain", k=WORDS, k_bottom=WORDS)
 
     def words(ids: torch.Tensor) -> list[str]:
         return ["  ".join(shown(strings[i]) for i in line) for line in ids.tolist()]

@@ -8,6 +8,7 @@ number by another way, which stands beside it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,9 @@ import torch
 from torch import Tensor
 
 from workbench.artifacts import read_tables, write_tables
-from workbench.errors import UnknownOption
+from workbench.errors import MissingWeight, UnknownOption
 from workbench.gradients.collect import Gradients, collect_gradients
-from workbench.gradients.matrices import matrices_of
+from workbench.gradients.matrices import NAMES, matrices_of
 from workbench.gradients.targets import Target, Targets, with_targets
 from workbench.model import Batch
 from workbench.results import Result, versions
@@ -28,6 +29,8 @@ from workbench.weight_edits import WeightEdit, edit_weights, first_order
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+log = logging.getLogger("workbench")
 
 KIND = "step_forecast"
 Asked = Sequence[tuple[str, Target]]
@@ -95,7 +98,7 @@ def forecast_step(
         gradients: Of the loss that is stepped on, as `wb.backward_lens(…).gradients` holds them.
         texts: Prompts and the targets followed there; groups of these by name (prompt, paraphrases, neighbours).
         step: The learning rate. First order holds for small ones: the error says how small.
-        layers, matrices: What is changed; all whose gradients are there, if None.
+        layers, matrices: What is changed; if None all matrices of blocks whose gradients are there, but routers.
     Raises:
         UnknownOption: if no text is given, or the step is 0.
         MissingWeight, LayerOutOfRange, UnknownToken, TextTooLong: as `matrices_of` and `with_targets`.
@@ -107,13 +110,23 @@ def forecast_step(
     asked = [(group, *one) for group, some in groups.items() for one in some]
     if not asked or step == 0:
         raise UnknownOption(f"step={step:g} and {len(asked)} texts: give a step that is not 0, and at least one text.")
-    chosen = [one.name for one in matrices_of(model, layers, matrices) if one.name in gradients]
+    wide = [one for one in matrices_of(model, layers, matrices) if one.name in gradients.matrices]
+    chosen = [one.name for one in wide if one.kind != "W_router"]  # which chooses its experts inside its module
+    if not chosen:
+        raise MissingWeight(
+            f"layers={layers!r}, matrices={matrices}: the gradients here are of {', '.join(list(gradients)[:6])}, …"
+        )
     edits = [WeightEdit.step(gradients[name], step) for name in chosen]
     wanted = with_targets(model, [prompt for _, prompt, _ in asked], [target for _, _, target in asked])
     at = wanted.first()
     before, foretold = (wanted.logits(own)[at] for own in first_order(model, wanted.batch, wanted.columns, edits))
     with torch.no_grad(), edit_weights(model, *edits):
         after = wanted.logits(model.forward(wanted.batch, wanted.columns))[at]
+    if model.dtype.itemsize == 2:
+        log.warning(
+            "The model computes in %s: what is measured is also its rounding, which a small step does not exceed. Load it in "
+            "float32.", str(model.dtype).removeprefix("torch."),
+        )  # fmt: skip
     influence = _influence(gradients, wanted, chosen, step)
     token, strings = wanted.token[at], model.token_strings
     moved, centred = after - before, foretold - foretold.mean(1, keepdim=True)
@@ -127,7 +140,7 @@ def forecast_step(
             "influence": influence.tolist(), "top": _top(before, strings), "top_foretold": _top(before + foretold, strings),
             "top_measured": _top(after, strings),
             "correlation": torch.cosine_similarity(centred, moved).tolist(),
-            "error": ((centred - moved).norm(dim=1) / moved.norm(dim=1).clamp_min(1e-30)).tolist(),
+            "error": ((centred - moved).norm(dim=1) / moved.norm(dim=1)).tolist(),
         }
     )  # fmt: skip
     settings = model.provenance | {
@@ -144,7 +157,10 @@ def _influence(gradients: Gradients, wanted: Targets, chosen: Sequence[str], ste
     def loss(logits: Tensor, _: Batch) -> Tensor:
         return -wanted.log_probabilities(logits).sum()
 
-    others = collect_gradients(gradients.model, wanted.batch, loss, columns=wanted.columns)
+    model, kinds = gradients.model, sorted({gradients.matrices[name].kind for name in chosen})
+    named = None if set(kinds) - set(NAMES) else kinds  # of modules that no row names, all are collected
+    layers = ",".join(str(layer) for layer in sorted({gradients.matrices[name].layer for name in chosen}))
+    others = collect_gradients(model, wanted.batch, loss, columns=wanted.columns, layers=layers, matrices=named)
     found = torch.zeros(len(wanted.batch.mask), dtype=torch.float64)
     for name in chosen:
         own, other = gradients[name], others[name]

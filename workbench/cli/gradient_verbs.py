@@ -97,8 +97,10 @@ def shift(
 ) -> None:
     """Edit a fact by a forward pass: continuations before, after, and with a random direction as long."""
     from workbench.analyses.forward_shift import forward_shift, random_like
-    from workbench.weight_edits import edit_weights, save_edited
+    from workbench.weight_edits import edit_weights, require_new_folder, save_edited
 
+    if save is not None:
+        require_new_folder(save)
     loaded = load_model(model, revision, device, dtype)
     note(seed=seed)
     edit = forward_shift(loaded, prompt, _target(target), layer, strength=strength)

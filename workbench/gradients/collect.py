@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +19,7 @@ from workbench.gradients.gradient import Gradient
 from workbench.gradients.matrices import WRITING, Matrix, matrices_of
 from workbench.model import Batch, LanguageModel
 from workbench.sites import Site
-from workbench.tracer import Factors, edited, factors_of
+from workbench.tracer import edited, factors_of
 
 log = logging.getLogger("workbench")
 
@@ -64,7 +65,7 @@ class Gradients(Mapping[str, Gradient]):
         if name == "W_U":
             mask = self.batch.mask if self.columns is None else self.batch.mask[:, self.columns]
             place = self._places if self.columns is None else self._places[:, self.columns]
-            X, D = self.inputs["head"][mask], self.derivatives["head"][mask]
+            X, D = (found["head"][mask.to(found["head"].device)] for found in (self.inputs, self.derivatives))
             return Gradient(name, X, D, mask.nonzero()[:, 0], place[mask])
         if name not in self.matrices:
             raise KeyError(f"{name} has no gradient here; there are {', '.join(list(self.matrices)[:8])} … W_E, W_U")
@@ -73,8 +74,7 @@ class Gradients(Mapping[str, Gradient]):
         if one.part is not None:
             D = one.part.cut.take(D, self.model.heads)
             D = D.flatten(2) if D.dim() == 4 else D
-        X = self._real(self.inputs[one.path])
-        return Gradient(name, X, self._real(D), row.to(X.device), pos.to(X.device))
+        return Gradient(name, self._real(self.inputs[one.path]), self._real(D), row, pos)
 
     def __iter__(self) -> Iterator[str]:
         return iter([*self.matrices, "W_E", "W_U"])
@@ -129,10 +129,10 @@ def collect_gradients(
         NotFinite: if the loss, or a derivative at every scale, is NaN or infinite.
         MissingWeight, LayerOutOfRange, TextTooLong: as `matrices_of` and `capture`.
     """
-    if any(weight.is_inference() for weight in model.hf.parameters()):
+    if torch.is_inference_mode_enabled() or next(model.hf.parameters()).is_inference():
         raise NoGradient(
-            f"The weights of {model.name!r} were made in torch.inference_mode(), where nothing can be differentiated. Load the "
-            "model outside of it."
+            f"{model.name!r} was loaded, or is run, in torch.inference_mode(), where nothing can be differentiated. Leave that "
+            "block before both (torch.no_grad() does no harm)."
         )
     chosen = {one.name: one for one in matrices_of(model, layers, matrices)}
     items = {one.path: one.item for one in chosen.values()} | {model.row.head: 0}
@@ -150,7 +150,9 @@ def collect_gradients(
         for scale in SCALES if model.dtype == torch.float16 else (1.0,):
             for found in (*factors.derivatives.values(), stream):
                 found.clear()
-            (start,) = torch.autograd.grad(number * scale, kept[embed], retain_graph=scale > 1)
+            (start,) = torch.autograd.grad(number * scale, kept[embed], retain_graph=scale > 1, allow_unused=True)
+            if start is None:
+                raise _no_graph(model, number)
             if torch.isfinite(start).all():
                 break
         else:
@@ -163,17 +165,20 @@ def collect_gradients(
             "float16 holds no derivative below 6e-8: the loss was multiplied by %d for the backward pass, and what was found "
             "divided by it. bfloat16 or float32 need neither.", int(scale),
         )  # fmt: skip
+    if start[~batch.mask.to(start.device)].any():
+        raise NoGradient(
+            "The loss reads columns that are padding, which are no tokens of the texts. Choose columns by batch.mask, or give "
+            "texts of equal length."
+        )
     unscaled = partial(_unscaled, scale=scale)
     shape = batch.tokens.shape
-    derivatives = {path: unscaled(_one_row_a_token(path, found, shape)) for path, found in _calls(factors, model, False)}
-    inputs = {path: _one_row_a_token(path, found, shape) for path, found in _calls(factors, model, True)}
-    head = model.row.head
+    (of_head, *_), (at_head, *_) = factors.inputs.pop(model.row.head), factors.derivatives.pop(model.row.head)
+    inputs = {path: _one_row_a_token(path, found, shape) for path, found in factors.inputs.items()}
+    derivatives = {path: unscaled(_one_row_a_token(path, found, shape)) for path, found in factors.derivatives.items()}
     return Gradients(
-        model, batch, float(number.detach()), chosen,
+        model, batch, float(number.detach()), {name: one for name, one in chosen.items() if one.path in inputs},
         {name: unscaled(found.reshape(*shape, -1)[batch.mask.to(found.device)]) for name, found in stream.items()},
-        columns,
-        inputs | {"head": factors.inputs[head][0]},
-        derivatives | {"head": unscaled(factors.derivatives[head][0]), "embed": unscaled(start)},
+        columns, inputs | {"head": of_head}, derivatives | {"head": unscaled(at_head), "embed": unscaled(start)},
     )  # fmt: skip
 
 
@@ -208,11 +213,6 @@ def _noted(stream: dict[str, Tensor], name: str, seen: Tensor) -> Tensor:
     return seen
 
 
-def _calls(factors: Factors, model: LanguageModel, inputs: bool) -> list[tuple[str, list[Tensor]]]:
-    found = factors.inputs if inputs else factors.derivatives
-    return [(path, calls) for path, calls in found.items() if path != model.row.head]
-
-
 def _one_row_a_token(path: str, calls: list[Tensor], shape: torch.Size) -> Tensor:
     """`[batch, pos, d]`, of a module that saw every token once and in order.
 
@@ -222,7 +222,8 @@ def _one_row_a_token(path: str, calls: list[Tensor], shape: torch.Size) -> Tenso
     if len(calls) != 1 or calls[0].numel() // calls[0].shape[-1] != shape.numel():
         raise NoGradient(
             f"{path} was not given one row a token ({[list(one.shape) for one in calls]} for {list(shape)} tokens): it is an "
-            "expert, or called several times, and its gradient cannot be laid out by token. Name the matrices (W_Q, W_O, …)."
+            "expert, or is called several times a pass (gradient checkpointing does so), and its gradient cannot be laid out "
+            "by token. Name the matrices (W_Q, W_O, …)."
         )
     return calls[0].reshape(*shape, -1)
 
@@ -231,19 +232,23 @@ def _unscaled(found: Tensor, scale: float) -> Tensor:
     return found if scale == 1.0 else found.float() / scale
 
 
-def _require_graph(model: LanguageModel, number: Tensor) -> None:
+def _require_graph(model: LanguageModel, number: Any) -> None:
     """
     Raises:
         NoGradient: if no derivative can be taken of the loss.
         NotFinite: if it is NaN or infinite.
     """
-    if number.dim() or not number.requires_grad:
-        raise NoGradient(
-            f"The loss is no single number that depends on the texts through {model.name!r} (shape {list(number.shape)}, "
-            f"requires_grad {number.requires_grad}): is it made of the logits it was given, and does the model compute with "
-            "plain tensors?"
-        )
+    if not isinstance(number, Tensor) or number.dim() or not number.requires_grad:
+        raise _no_graph(model, number)
     if not bool(torch.isfinite(number)):
         raise NotFinite(
             f"The loss is {float(number.detach())}: there is no gradient of it. Look at the logits (wb.capture(logits=True))."
         )
+
+
+def _no_graph(model: LanguageModel, number: Any) -> NoGradient:
+    found = f"shape {list(number.shape)}, requires_grad {number.requires_grad}" if isinstance(number, Tensor) else repr(number)
+    return NoGradient(
+        f"The loss is no single number that depends on the texts through {model.name!r} ({found}): is it a tensor made of the "
+        "logits it was given, and does the model compute with plain tensors?"
+    )

@@ -49,7 +49,7 @@ class Gradient:
 
     def of_row(self, row: int) -> Gradient:
         """That of one text's loss alone."""
-        own = self.row == row
+        own = (self.row == row).to(self.X.device)
         return replace(self, X=self.X[own], D=self.D[own], row=self.row[own], pos=self.pos[own])
 
     def dense(self) -> Float[Tensor, "d_in d_out"]:

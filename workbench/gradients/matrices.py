@@ -8,7 +8,7 @@ from typing import NamedTuple
 from workbench.architectures.row import Part
 from workbench.architectures.weights import linear_modules
 from workbench.errors import MissingWeight
-from workbench.model import LanguageModel
+from workbench.model import EXPERT_WEIGHTS, LanguageModel
 from workbench.sites import parse_layers
 
 READING = ("W_Q", "W_K", "W_V", "W_in", "W_gate", "W_router")
@@ -44,7 +44,7 @@ def matrices_of(model: LanguageModel, layers: str | None = None, names: Sequence
     Args:
         names: Of `NAMES`, those that a layer has; all linear modules of the blocks, if None.
     Raises:
-        MissingWeight: if no layer chosen has a name, and why.
+        MissingWeight: if no layer chosen has a name, and why; or one has experts in its place.
         LayerOutOfRange: as `parse_layers`.
     """
     chosen = parse_layers(layers, model.n_layers)
@@ -57,6 +57,10 @@ def matrices_of(model: LanguageModel, layers: str | None = None, names: Sequence
         if not any(one.kind == name for one in found):
             model.weight(name, chosen[0])  # says why there is none
             raise MissingWeight(f"Layer {chosen[0]} of {model.name} has no {name} of its own that reads or writes the stream.")
+        for layer in chosen:
+            block = model.row.block(layer)
+            if block.experts is not None and name in EXPERT_WEIGHTS and block.down is None:
+                model.weight(name, layer)  # says that it is a mixture, which has no gradient laid out by token
     return [one for one in found if one.kind in names]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +12,7 @@ from torch import Tensor
 from workbench.errors import LengthMismatch, UnknownOption
 from workbench.model import Batch, LanguageModel
 
-Target = str | int | Sequence[int]
+Target = str | SupportsIndex | Sequence[int] | Tensor
 """What should follow a prompt: a text (of which a leading space is a part), a token id, or several."""
 
 
@@ -28,16 +28,17 @@ class Targets(NamedTuple):
 
     @property
     def columns(self) -> Int[Tensor, " kept"]:
-        """All columns whose logits are wanted, in order."""
-        return self.column.unique()
+        """All columns whose logits are wanted, in order; on the CPU, from where any device can be asked for them."""
+        return self.column.unique().cpu()
 
     def log_probabilities(self, logits: Float[Tensor, "batch kept d_vocab"]) -> Float[Tensor, " target"]:
         """Of each target token, in nats, from logits in `columns`."""
-        return self.logits(logits).log_softmax(-1).gather(1, self.token[:, None])[:, 0]
+        return self.logits(logits).log_softmax(-1).gather(1, self.token[:, None].to(logits.device))[:, 0]
 
     def logits(self, logits: Float[Tensor, "batch kept d_vocab"]) -> Float[Tensor, "target d_vocab"]:
         """Those that foretell each target token, in the accumulation dtype."""
-        own = logits[self.row, torch.searchsorted(self.columns, self.column)]
+        kept = torch.searchsorted(self.columns, self.column.cpu())
+        own = logits[self.row.to(logits.device), kept.to(logits.device)]
         return own if own.dtype == torch.float64 else own.float()
 
     def first(self) -> Int[Tensor, " batch"]:
@@ -60,7 +61,9 @@ def with_targets(model: LanguageModel, prompts: str | Sequence[str], targets: Ta
     """
     several = not isinstance(prompts, str)
     prompts = list(prompts) if several else [str(prompts)]
-    wanted: list[Target] = list(targets) if several and not isinstance(targets, (str, int)) else [targets]  # pyright: ignore[reportAssignmentType]
+    wanted: list[Target] = (
+        list(targets) if several and isinstance(targets, Sequence) and not isinstance(targets, str) else [targets]
+    )  # pyright: ignore[reportAssignmentType]
     if len(wanted) != len(prompts):
         raise LengthMismatch(f"{len(prompts)} prompts and {len(wanted)} targets: give one target for each prompt.")
     before = model.tokenize(prompts)  # refuses what is empty or too long
@@ -87,7 +90,9 @@ def _tokens(model: LanguageModel, prompt: str, head: list[int], target: Target) 
         UnknownOption, UnknownToken: as `with_targets`.
     """
     if not isinstance(target, str):
-        found = [model.token_id(one) for one in ([target] if isinstance(target, int) else target)]
+        ids: Any = target
+        ids = ids.tolist() if hasattr(ids, "tolist") else ids  # NumPy's and torch's numbers too
+        found = [model.token_id(one) for one in (ids if isinstance(ids, Sequence) else [ids])]
     else:
         (whole,) = model.token_ids([prompt + target])
         alone = model.tokenizer(target, add_special_tokens=False, verbose=False)["input_ids"]

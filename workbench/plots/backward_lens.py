@@ -70,6 +70,8 @@ def _heatmap(part: pd.DataFrame, words: pd.DataFrame, name: str, *, named: bool)
     import plotly.graph_objects as go
 
     norms = part.assign(norm=part["norm"].where(~part["zero"])).pivot(index="layer", columns="pos", values="norm")
+    there = norms.stack()
+    highest = float(there.quantile(0.98)) if len(there) else 1.0  # a text of one token has no gradient of queries at all
     writes = name in WRITING
     first, second = ("down", "up") if writes else ("up", "down")
     kinds = ("a step writes", "and unwrites") if writes else ("nearest words", "farthest")
@@ -82,7 +84,7 @@ def _heatmap(part: pd.DataFrame, words: pd.DataFrame, name: str, *, named: bool)
     places = np.array([[[layer, pos] for pos in norms.columns] for layer in norms.index])
     return go.Heatmap(  # pyright: ignore[reportAttributeAccessIssue]
         z=norms.to_numpy(), x=list(norms.columns), y=list(norms.index), customdata=places, hovertext=told, colorscale="Blues",
-        zmin=0, zmax=float(norms.stack().quantile(0.98)) or 1.0, showscale=named, colorbar={"title": "|x| |δ|"},
+        zmin=0, zmax=highest, showscale=named, colorbar={"title": "|x| |δ|"},
         hoverongaps=False, hovertemplate="layer %{y}, position %{x}<br>length %{z:.3g}%{hovertext}<extra></extra>",
         **({"text": best, "texttemplate": "%{text}", "textfont": {"size": 9, "family": "monospace"}} if named else {}),
     )  # fmt: skip
