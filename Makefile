@@ -7,7 +7,7 @@ DEMO := out/demo
 # Tiny models keep Python busy, not the matrix products: two processes of one thread each take half the time of one of two.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: demo test test-all bench lint notebooks clean
+.PHONY: demo install test test-all bench lint notebooks clean
 
 demo: $(VENV)/core
 	$(BIN)/workbench pull
@@ -19,20 +19,21 @@ demo: $(VENV)/core
 	@echo "Try:   $(BIN)/workbench scan --prompt 'The capital of France is'"
 	@echo "Read:  notebooks/, from 01_neurons_that_speak.ipynb on"
 
-test: $(VENV)/dev
+install: $(VENV)/dev
 	$(BIN)/workbench pull
+
+test: install
 	$(TEST)
 
-test-all: $(VENV)/dev notebooks
+test-all: notebooks
 	$(PIP) -e '.[sae,transformer-lens,nnsight]'
-	$(BIN)/workbench pull
 	$(TEST) -m ""
 
-bench: $(VENV)/dev
-	$(BIN)/workbench pull
+bench: install
 	$(BIN)/python tests/benchmarks/neuron_map.py
 	$(BIN)/python tests/benchmarks/whole_map.py
 	$(BIN)/python tests/benchmarks/lens.py
+	$(BIN)/python tests/benchmarks/backward_lens.py
 	$(BIN)/python tests/benchmarks/capture.py
 	$(BIN)/python tests/benchmarks/store.py
 	$(BIN)/python tests/benchmarks/reading.py
@@ -45,8 +46,7 @@ lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-notebooks: $(VENV)/dev
-	$(BIN)/workbench pull
+notebooks: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --nbmake --nbmake-timeout=300 -p no:cacheprovider notebooks
 
 clean:

@@ -214,7 +214,6 @@ def test_a_wrong_option_is_exit_code_2():
     assert "--side" in done.stderr
 
 
-@pytest.mark.slow
 def test_ctrl_c_leaves_no_half_written_file_and_the_job_goes_on(smollm, tmp_path):
     arguments = ["map-neurons", "--layers", "0:2", "--out", str(tmp_path), "--no-plot"]
     heeds = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite in the background ignores Ctrl-C
@@ -439,7 +438,6 @@ def test_transport_shows_writes_and_answers_in_json(model, tmp_path):
     one_line(command("transport", "--model", model, "--corpus", texts, *out, *wrong), 2, "principal:32")
 
 
-@pytest.mark.slow
 def test_lenses_of_every_kind_are_fitted_and_measured(model, tmp_path):
     texts = tmp_path / "texts.txt"
     texts.write_text("\n\n".join(" ".join(f"word{(i * 7 + j * j) % 97}" for j in range(12)) for i in range(30)))

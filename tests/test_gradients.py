@@ -224,3 +224,14 @@ def test_weights_of_inference_mode_are_named():
                     module._parameters[name] = torch.nn.Parameter(weight.clone(), requires_grad=False)
     with pytest.raises(NoGradient, match="was loaded, or is run, in torch"):
         wb.collect_gradients(model, texts(), loss)
+
+
+def test_a_model_that_cannot_leave_columns_out_has_the_same_gradients(llama, monkeypatch):
+    batch, columns = texts(), torch.tensor([3, 4])
+    log_p = lambda logits, _: -logits[0, 0].log_softmax(-1)[5] - logits[1, 1].log_softmax(-1)[7]  # noqa: E731
+    right = wb.collect_gradients(llama, batch, log_p, columns=columns)
+    monkeypatch.setattr(llama.hf, "hf_device_map", {"": "cpu"}, raising=False)  # as if it were spread over devices
+    found = wb.collect_gradients(llama, batch, log_p, columns=columns)
+    for name in ("W_U", "W_out.0"):
+        torch.testing.assert_close(found[name].dense(), right[name].dense())
+        assert found[name].pos.tolist() == right[name].pos.tolist()

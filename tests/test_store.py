@@ -699,7 +699,6 @@ def test_every_error_is_one_that_a_user_can_cause():
         assert issubclass(error, WorkbenchError)
 
 
-@pytest.mark.slow
 def test_a_job_killed_at_any_moment_goes_on_and_writes_the_same_bytes(tmp_path):
     """In each phase once; `python tests/kill_capture.py` does so at 60 random moments."""
     script = Path(__file__).with_name("kill_capture.py")

@@ -336,9 +336,10 @@ class LanguageModel:
         inputs = self.inputs(batch)
         if columns is None:
             return self.hf(**inputs).logits
-        if "logits_to_keep" in inspect.signature(self.hf.forward).parameters:
-            return self.hf(**inputs, logits_to_keep=columns).logits
-        return self.hf(**inputs).logits[:, columns]
+        spread = getattr(self.hf, "hf_device_map", None) is not None  # accelerate would take columns to where inputs go
+        if spread or "logits_to_keep" not in inspect.signature(self.hf.forward).parameters:
+            return self.hf(**inputs).logits[:, columns.cpu()]
+        return self.hf(**inputs, logits_to_keep=columns).logits
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """What the Hugging Face model is given for a batch, by name.

@@ -95,7 +95,7 @@ def first_order(model: LanguageModel, batch: Batch, columns: Int[Tensor, " kept"
     Raises:
         MissingWeight: if the model has no such matrix.
     """
-    size = torch.zeros((), device=model.device, requires_grad=True)
+    size = torch.zeros((), requires_grad=True)  # one number, on the CPU: tensors of any device can be multiplied by it
     with sdpa_kernel(SDPBackend.MATH), frozen(model), torch.enable_grad():
         added = {path: (one.left, size * one.right) for path, one in _by_path(model, edits).items()}
         with low_rank_added(model, added):

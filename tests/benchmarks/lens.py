@@ -9,8 +9,8 @@ tokens, entropy, KL to the last state of its token, rank and log-probability of 
 - `workbench`: `Vocabulary.project`; `workbench without numba`: the same where numba is not installed.
 - `plain`: one state of all tokens at a time, its logits and log-softmax in memory, and the log-softmax of the last.
 
-TransformerLens (3.9) gives a lens's logits whole (`JacobianLens.readout`); what is made of them is left to its user, as in
-`plain`.
+- `TransformerLens`: as `plain`, with the norm and the head of its bridge, where it is installed. It gives a lens's logits whole
+  (`JacobianLens.readout` too); what is made of them is left to its user.
 
 Ratios are medians of rounds in which the variants take turns. `peak_extra_mb` is of one run in a process of its own, beyond the
 rows and weights; what is found is in it (38 MB for 4,096 tokens).
@@ -21,10 +21,12 @@ import json
 import statistics
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import torch
 from measuring import Work, peak_extra_bytes, ratio, seconds
 
+import workbench as wb
 from workbench import tiles
 from workbench.vocabulary import Vocabulary
 
@@ -68,12 +70,12 @@ def main() -> None:
         finally:
             tiles.has_numba = installed
 
-    def plain():
+    def plain(logits_of=lambda state: vocabulary.ln_final(state) @ W_U):
         found = []
-        last = (vocabulary.ln_final(rows[:, -1]) @ W_U).log_softmax(1)
+        last = logits_of(rows[:, -1]).log_softmax(1)
         p = last.exp()
         for state in range(STATES):
-            logits = vocabulary.ln_final(rows[:, state]) @ W_U
+            logits = logits_of(rows[:, state])
             log_q = logits.log_softmax(1)
             own = logits.gather(1, targets)
             ranks = torch.stack([(logits > own[:, i, None]).sum(1) for i in range(2)], 1)
@@ -84,6 +86,9 @@ def main() -> None:
     variants: dict[str, Work] = {
         "products": products, "workbench": workbench, "workbench without numba": workbench_without_numba, "plain": plain,
     }  # fmt: skip
+    if find_spec("transformer_lens"):
+        bridge = transformer_lens()
+        variants["TransformerLens"] = lambda: plain(lambda state: bridge.unembed(bridge.ln_final(state[None]))[0])
     if options.only:
         print(peak_extra_bytes(variants[options.only], rows.device))
         return
@@ -99,6 +104,13 @@ def main() -> None:
     ]  # fmt: skip
     settings = vars(options) | {"torch": torch.__version__, "threads": torch.get_num_threads()}
     print(json.dumps({"benchmark": "lens", "settings": settings, "table": table}, indent=2))
+
+
+def transformer_lens():
+    from transformer_lens.model_bridge import TransformerBridge
+
+    model = wb.load()
+    return TransformerBridge.boot_transformers(str(model.source), hf_model=model.hf, tokenizer=model.tokenizer)
 
 
 def _peak(name: str) -> int:

@@ -173,6 +173,8 @@ def collect_gradients(
     unscaled = partial(_unscaled, scale=scale)
     shape = batch.tokens.shape
     (of_head, *_), (at_head, *_) = factors.inputs.pop(model.row.head), factors.derivatives.pop(model.row.head)
+    if columns is not None and of_head.shape[1] == shape[1]:  # of a model that cannot leave the other columns out
+        of_head, at_head = of_head[:, columns.cpu()], at_head[:, columns.cpu()]
     inputs = {path: _one_row_a_token(path, found, shape) for path, found in factors.inputs.items()}
     derivatives = {path: unscaled(_one_row_a_token(path, found, shape)) for path, found in factors.derivatives.items()}
     return Gradients(

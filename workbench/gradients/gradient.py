@@ -49,8 +49,9 @@ class Gradient:
 
     def of_row(self, row: int) -> Gradient:
         """That of one text's loss alone."""
-        own = (self.row == row).to(self.X.device)
-        return replace(self, X=self.X[own], D=self.D[own], row=self.row[own], pos=self.pos[own])
+        own = self.row == row
+        there = own.to(self.X.device)
+        return replace(self, X=self.X[there], D=self.D[there], row=self.row[own], pos=self.pos[own])
 
     def dense(self) -> Float[Tensor, "d_in d_out"]:
         """The matrix itself, in the accumulation dtype. For small ones: nothing here needs it."""
