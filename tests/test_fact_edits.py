@@ -93,6 +93,8 @@ def test_many_at_once_are_as_one_alone(two, smollm):
     fact = next(own for own in wb.shipped_facts(["capital"]) if own.id == one["fact"])
     edit = wb.forward_shift(smollm, fact.prompt, f" {fact.false_object}", 20, strength=0.3)
     assert edit.norm() == pytest.approx(one["norm"], rel=1e-4)
+    by_step = wb.forward_shift(smollm, fact.prompt, f" {fact.false_object}", 20, step=one["step"])
+    torch.testing.assert_close(by_step.right, edit.right, rtol=1e-4, atol=1e-7)
     target = smollm.token_ids([f"{fact.prompt} {fact.false_object}"])[0][len(smollm.token_ids([fact.prompt])[0])]
     with torch.no_grad(), wb.edit_weights(smollm, edit):
         logits = [smollm.forward(smollm.tokenize(text))[0, -1] for text in (fact.prompt, *fact.paraphrases)]

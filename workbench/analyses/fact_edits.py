@@ -164,9 +164,10 @@ def edit_facts(
         for start in range(0, len(told_apart), at_once):
             some, targets = zip(*told_apart[start : start + at_once], strict=True)
             texts = EditedTexts(model, some, targets)
-            for settings, edits in _edits(model, some, texts.targets, chosen, strengths, methods, seed + start):
-                for one, edit, found in zip(some, edits, texts.measured(edits), strict=True):
-                    rows.append({"fact": one.fact.id, "relation": one.fact.relation} | settings | {"norm": edit.norm()} | found)
+            for settings, edits, steps in _edits(model, some, texts.targets, chosen, strengths, methods, seed + start):
+                for one, edit, step, found in zip(some, edits, steps, texts.measured(edits), strict=True):
+                    own = {"fact": one.fact.id, "relation": one.fact.relation} | settings
+                    rows.append(own | {"norm": edit.norm(), "step": step} | found)
                 bar.update(len(some))
     settings = model.provenance | {
         "asked": len(facts), "known": len(known), "edited": len(told_apart), "layers": chosen, "strengths": list(strengths),
@@ -183,13 +184,14 @@ def _edits(
     strengths: Sequence[float],
     methods: Sequence[str],
     seed: int,
-) -> Iterator[tuple[dict[str, Any], list[WeightEdit]]]:
-    """Every setting, and the edit of each fact in it: of all facts one forward and one backward pass."""
+) -> Iterator[tuple[dict[str, Any], list[WeightEdit], Sequence[float | None]]]:
+    """Every setting, and the edit of each fact in it with its η: of all facts one forward and one backward pass."""
     wanted = with_targets(model, [one.fact.prompt for one in some], [[token] for token in targets])
 
     def loss(logits: torch.Tensor, _: Any) -> torch.Tensor:
         return -wanted.log_probabilities(logits).sum()
 
+    lengths = [float(model.vocabulary.direction(token).detach().float().norm()) for token in targets]
     of_layers = ",".join(map(str, layers))
     gradients = collect_gradients(model, wanted.batch, loss, columns=wanted.columns, layers=of_layers, matrices=["W_out"])
     acts = capture(model, wanted.batch, [f"resid_post.{layer}" for layer in layers], positions="last")
@@ -202,13 +204,15 @@ def _edits(
                 for i, (one, token) in enumerate(zip(own, targets, strict=True))
             ]
             for method in methods:
+                steps: Sequence[float | None]
                 if method == "shift":
-                    edits = shifts
+                    edits, steps = shifts, [float(one.right.norm()) / e for one, e in zip(shifts, lengths, strict=True)]
                 elif method == "random":
-                    edits = [random_like(edit, seed + i) for i, edit in enumerate(shifts)]
+                    edits, steps = [random_like(edit, seed + i) for i, edit in enumerate(shifts)], [None] * len(shifts)
                 else:
-                    edits = [WeightEdit.step(one, shift.norm() / one.norm()) for one, shift in zip(own, shifts, strict=True)]
-                yield {"layer": layer, "strength": strength, "method": method}, edits
+                    rates = [shift.norm() / one.norm() for one, shift in zip(own, shifts, strict=True)]
+                    edits, steps = [WeightEdit.step(one, rate) for one, rate in zip(own, rates, strict=True)], rates
+                yield {"layer": layer, "strength": strength, "method": method}, edits, steps
 
 
 def summarised(table: pd.DataFrame) -> pd.DataFrame:
