@@ -16,7 +16,7 @@ paper:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,7 +58,7 @@ class BackwardLens(Result):
     vectors: pd.DataFrame
     matrices: pd.DataFrame
     targets: pd.DataFrame
-    gradients: Gradients | None = field(default=None)
+    gradients: Gradients | None = None
     """Both factors of every matrix; None in a result that was read from a folder."""
 
     def neurons(self, layer: int, matrix: str = "W_out", *, row: int = 0, k: int = 10) -> pd.DataFrame:
@@ -156,7 +156,7 @@ def backward_lens(
         gradients = collect_gradients(
             model, wanted.batch, _noting(wanted, said), columns=wanted.columns, layers=layers, matrices=matrices
         )
-        targets, first = _targets_table(model, wanted, said[0]), wanted.token[wanted.first()]
+        targets, first = _targets_table(model, wanted, wanted.logits(said[0])), wanted.token[wanted.first()]
     else:
         gradients = collect_gradients(model, model.tokenize(prompts), loss, layers=layers, matrices=matrices)
         targets, first = pd.DataFrame(columns=["row", "pos", "target_id", "target", "log_probability", "rank"]), None
@@ -178,12 +178,11 @@ def backward_lens(
 
 
 def _noting(wanted: Targets, said: list[Tensor]) -> Loss:
-    """The targets' loss, which puts their logits into the list."""
+    """The targets' loss, which puts the logits into the list: they are in the table of targets too."""
 
-    def loss(logits: Tensor, _: Batch) -> Tensor:
-        own = wanted.logits(logits)
-        said.append(own.detach())
-        return -own.log_softmax(-1).gather(1, wanted.token[:, None]).sum()
+    def loss(logits: Tensor, batch: Batch) -> Tensor:
+        said.append(logits.detach())
+        return wanted.loss(logits, batch)
 
     return loss
 

@@ -37,7 +37,10 @@ def stream_vectors(gradients: Gradients) -> list[Vectors]:
     found: list[Vectors] = []
     read: dict[tuple[int, int], int] = {}
     for one in gradients.matrices.values():
-        zero = gradients[one.name].D.abs().amax(1) == 0
+        if one.kind not in (*READING, *WRITING):
+            continue
+        own = gradients[one.name]
+        zero = own.D.abs().amax(1) == 0
         if one.kind in READING:
             key = (one.layer, gradients.inputs[one.path].data_ptr())
             if key in read:
@@ -45,9 +48,9 @@ def stream_vectors(gradients: Gradients) -> list[Vectors]:
                 found[read[key]] = known._replace(matrix=f"{known.matrix} {one.kind}", zero=known.zero & zero)
             else:
                 read[key] = len(found)
-                found.append(Vectors(one.layer, one.kind, "X", gradients[one.name].X, zero))
-        elif one.kind in WRITING:
-            found.append(Vectors(one.layer, one.kind, "D", gradients[one.name].D, zero))
+                found.append(Vectors(one.layer, one.kind, "X", own.X, zero))
+        else:
+            found.append(Vectors(one.layer, one.kind, "D", own.D, zero))
             site = "attn_out" if one.kind == "W_O" else "mlp_out"
             if (apart := gradients.stream.get(f"{site}.{one.layer}")) is not None:
                 found.append(Vectors(one.layer, site, "D", apart, apart.abs().amax(1) == 0))
@@ -145,6 +148,7 @@ def _lengths(rows: Tensor) -> Tensor:
 
 
 def matrices_table(gradients: Gradients) -> pd.DataFrame:
+    """Length, rank and first direction of each text's gradient of each matrix, from singular values of the factors."""
     import pandas as pd
 
     rows = []

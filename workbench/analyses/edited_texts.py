@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -65,7 +64,7 @@ class EditedTexts:
         return logits.float().log_softmax(-1)
 
 
-def first_tokens(model: LanguageModel, pairs: Sequence[tuple[str, str]]) -> list[Any]:
+def first_tokens(model: LanguageModel, pairs: Sequence[tuple[str, str]]) -> list[int]:
     """The first token of each answer, after its prompt."""
     if not pairs:
         return []

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
 from workbench.analyses.edited_texts import EditedTexts, first_tokens
@@ -187,13 +186,11 @@ def _edits(
 ) -> Iterator[tuple[dict[str, Any], list[WeightEdit], Sequence[float | None]]]:
     """Every setting, and the edit of each fact in it with its η: of all facts one forward and one backward pass."""
     wanted = with_targets(model, [one.fact.prompt for one in some], [[token] for token in targets])
-
-    def loss(logits: torch.Tensor, _: Any) -> torch.Tensor:
-        return -wanted.log_probabilities(logits).sum()
-
     lengths = [float(model.vocabulary.direction(token).detach().float().norm()) for token in targets]
     of_layers = ",".join(map(str, layers))
-    gradients = collect_gradients(model, wanted.batch, loss, columns=wanted.columns, layers=of_layers, matrices=["W_out"])
+    gradients = collect_gradients(
+        model, wanted.batch, wanted.loss, columns=wanted.columns, layers=of_layers, matrices=["W_out"]
+    )
     acts = capture(model, wanted.batch, [f"resid_post.{layer}" for layer in layers], positions="last")
     for layer in layers:
         own = [gradients[f"W_out.{layer}"].of_row(row) for row in range(len(some))]

@@ -22,7 +22,6 @@ from workbench.errors import MissingWeight, UnknownOption
 from workbench.gradients.collect import Gradients, collect_gradients
 from workbench.gradients.matrices import NAMES, matrices_of
 from workbench.gradients.targets import Target, Targets, with_targets
-from workbench.model import Batch
 from workbench.results import Result, versions
 from workbench.tokens import shown
 from workbench.weight_edits import WeightEdit, edit_weights, first_order
@@ -153,14 +152,10 @@ def forecast_step(
 
 def _influence(gradients: Gradients, wanted: Targets, chosen: Sequence[str], step: float) -> Tensor:
     """By how much the step changes the log-probability of each text's whole target, from factors alone, `[text]`."""
-
-    def loss(logits: Tensor, _: Batch) -> Tensor:
-        return -wanted.log_probabilities(logits).sum()
-
     model, kinds = gradients.model, sorted({gradients.matrices[name].kind for name in chosen})
     named = None if set(kinds) - set(NAMES) else kinds  # of modules that no row names, all are collected
     layers = ",".join(str(layer) for layer in sorted({gradients.matrices[name].layer for name in chosen}))
-    others = collect_gradients(model, wanted.batch, loss, columns=wanted.columns, layers=layers, matrices=named)
+    others = collect_gradients(model, wanted.batch, wanted.loss, columns=wanted.columns, layers=layers, matrices=named)
     found = torch.zeros(len(wanted.batch.mask), dtype=torch.float64)
     for name in chosen:
         own, other = gradients[name], others[name]

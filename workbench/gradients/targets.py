@@ -35,6 +35,10 @@ class Targets(NamedTuple):
         """Of each target token, in nats, from logits in `columns`."""
         return self.logits(logits).log_softmax(-1).gather(1, self.token[:, None].to(logits.device))[:, 0]
 
+    def loss(self, logits: Float[Tensor, "batch kept d_vocab"], _: Batch) -> Float[Tensor, ""]:
+        """-log p of all target tokens, summed over tokens and texts, for `collect_gradients`."""
+        return -self.log_probabilities(logits).sum()
+
     def logits(self, logits: Float[Tensor, "batch kept d_vocab"]) -> Float[Tensor, "target d_vocab"]:
         """Those that foretell each target token, in the accumulation dtype."""
         kept = torch.searchsorted(self.columns, self.column.cpu())
