@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from workbench.analyses.vocabulary_ends import ends_table
 from workbench.gradients.collect import Gradients
 from workbench.gradients.matrices import READING, WRITING
 from workbench.vocabulary import Vocabulary
@@ -88,21 +89,7 @@ def words_table(
             "vector": np.array([one.kind for one in found], dtype=object)[which], "pos": pos[token].cpu().numpy(),
         }
     )  # fmt: skip
-    ends = [
-        _end(where, end, ids, scores, gradients.model.token_strings)
-        for end, ids, scores in (("up", said.top_ids, said.top_logits), ("down", said.bottom_ids, said.bottom_logits))
-    ]
-    return pd.concat(ends, ignore_index=True), ranks
-
-
-def _end(where: pd.DataFrame, end: str, ids: Tensor, scores: Tensor, strings: list[str]) -> pd.DataFrame:
-    """Rows of one end of the vocabulary."""
-    width = ids.shape[1]
-    flat = ids.flatten().tolist()
-    return where.loc[where.index.repeat(width)].assign(
-        end=end, rank=list(range(width)) * len(where), token_id=flat, token=[strings[i] for i in flat],
-        score=scores.flatten().float().cpu().numpy(),
-    )  # fmt: skip
+    return ends_table(where, said, gradients.model.token_strings, "score"), ranks
 
 
 def unit(rows: Float[Tensor, "token d"]) -> Float[Tensor, "token d"]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from workbench.analyses.vocabulary_ends import ends_table
 from workbench.artifacts import read_tables, write_tables
 from workbench.capturing import capture
 from workbench.errors import UnknownOption
@@ -127,7 +128,7 @@ def lens_contributions(
     best = vocabulary.project(final, decoder="norm", k=1).top_ids[:, 0]
     wanted = best if target is None else torch.full_like(best, model.token_id(target))
     strings = model.token_strings
-    tables, targets = [], []
+    added, where, targets = [], [], []
     for layer in chosen:
         site = named_once(f"resid_post.{layer}", n)
         after = lens.read(rows_of(site), site)
@@ -142,24 +143,13 @@ def lens_contributions(
             directions = scale * norm.gain * _centred(value.float(), norm.centred)
             own = vocabulary.logits_of(directions, wanted[:, None])[:, 0] + (bias if part == "constant" else 0)
             targets.append(pd.DataFrame(said | {"part": part, "contribution": own.cpu().numpy()}))
-            if part == "constant":
-                continue
-            found = vocabulary.project(directions, decoder="none", k=k, k_bottom=k)
-            for end, ids, values in (("up", found.top_ids, found.top_logits), ("down", found.bottom_ids, found.bottom_logits)):
-                width = ids.shape[1]
-                tables.append(
-                    pd.DataFrame(
-                        {
-                            "row": rows.repeat_interleave(width).numpy(), "layer": layer, "part": part,
-                            "pos": position.repeat_interleave(width).numpy(), "end": end,
-                            "rank": list(range(width)) * len(rows), "token_id": ids.flatten().cpu().numpy(),
-                            "contribution": values.flatten().cpu().numpy(),
-                        }
-                    )
-                )  # fmt: skip
+            if part != "constant":
+                added.append(directions)
+                where.append(pd.DataFrame({"row": rows.numpy(), "layer": layer, "part": part, "pos": position.numpy()}))
         logit = vocabulary.logits_at(vocabulary.decoded(after, "norm"), wanted[:, None], "norm")[:, 0]
         targets.append(pd.DataFrame(said | {"part": "logit", "contribution": logit.float().cpu().numpy()}))
-    table = pd.concat(tables, ignore_index=True)
+    said_of_all = vocabulary.project(torch.cat(added), decoder="none", k=k, k_bottom=k)  # in one pass over the vocabulary
+    table = ends_table(pd.concat(where, ignore_index=True), said_of_all, strings, "contribution")
     of_targets = pd.concat(targets, ignore_index=True)
     settings = model.provenance | {
         "lens": lens.kind, "layers": chosen, "k": k, "target": None if target is None else strings[int(wanted[0])],
@@ -167,7 +157,7 @@ def lens_contributions(
         "versions": versions(),
     }  # fmt: skip
     return LensContributions(
-        table=table.assign(token=[strings[i] for i in table["token_id"]]),
+        table=table,
         settings=settings,
         targets=of_targets.assign(target=[strings[i] for i in of_targets["target_id"]]),
     )
