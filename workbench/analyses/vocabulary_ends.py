@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 
 def ends_table(where: pd.DataFrame, said: Projection, strings: list[str], score: str) -> pd.DataFrame:
-    """Each row of `where` for each end (`up`, then `down`) and rank: with end, rank, token_id, token, and the logit as `score`."""
+    """Each row of `where` for each end (`up`, then `down`) and rank, with end, rank, token_id, token, and its logit, called as
+    `score` says."""
     import pandas as pd
 
     frames = []
