@@ -61,6 +61,14 @@ class TooFewFacts(WorkbenchError):
     """Fewer facts that the model knows than what was asked for can be worked out from."""
 
 
+class BadDataset(WorkbenchError):
+    """Labelled examples that cannot be read, or do not fit together: a column that is not there, a span outside its text."""
+
+
+class TooFewExamples(WorkbenchError):
+    """One class alone, a class in fewer groups than can be held out, or fewer rows than what was asked for needs."""
+
+
 class OutOfMemory(WorkbenchError):
     """Memory ran out, and there is nothing left to make smaller."""
 

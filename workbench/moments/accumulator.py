@@ -10,20 +10,12 @@ from torch import Tensor
 
 from workbench.moments.layout import Layout
 from workbench.moments.moments import Sums
+from workbench.moments.products import HALF, add_square, product
 
 TOKENS = {"cpu": 4096, "cuda": 32_768}
 """Tokens of a group and fold that wait to be multiplied at once, by the kind of device. Adding a product to its float64 sum
 reads and writes five times the product's size: every 512 tokens that costs half a forward pass of the embedded model on two
 cores, every 4,096 a fourteenth."""
-
-HALF = (torch.bfloat16, torch.float16)
-SUMMED = 16_384
-"""Products of half precision that tensor cores add up at once. On an H200 the sums of 16,384 are 2e-5 to 5e-5 off, of 4,096 a
-fifth of that; each part costs another reading and writing of the product."""
-
-
-BANDS = 3
-"""Of a symmetric product: two thirds of its operations. More would make too narrow products of a small model's states."""
 
 
 def waiting_tokens(device: torch.device) -> int:
@@ -101,7 +93,7 @@ class Accumulator:
         for source, runs in self.layout.runs.items():
             into = sums.cross[source][group, cross]
             for run in runs:
-                into[:, run.out] += _product(rows[:, run.source], (elsewhere if run.shuffled else rows)[:, run.targets])
+                into[:, run.out] += product(rows[:, run.source], (elsewhere if run.shuffled else rows)[:, run.targets])
         buffer.n = 0
 
     def _sum_sites(self, rows: Tensor, buffer: _Buffer) -> None:
@@ -119,7 +111,7 @@ class Accumulator:
             mine = rows[:, columns] if len(parts) == 1 else rows[:, columns].index_select(0, order)
             for cell, count, stop in parts:
                 part = mine[stop - count : stop]
-                _add_square(sums.own[site].view(-1, *sums.own[site].shape[2:])[cell], part)
+                add_square(sums.own[site].view(-1, *sums.own[site].shape[2:])[cell], part)
                 sums.total[site].view(-1, part.shape[1])[cell] += part.sum(0, dtype=wide)
 
     def _partners(self, buffer: _Buffer, key: tuple[int, int]) -> Tensor:
@@ -191,22 +183,3 @@ def _put(into: Tensor, rows: Tensor) -> None:
     ):
         into, rows = into.view(torch.int64), rows.view(torch.int64)
     into.copy_(rows)
-
-
-def _add_square(into: Tensor, x: Tensor) -> None:
-    """Add xᵀ x, in bands that leave out most of what lies above the diagonal: `Sums.finished` mirrors what lies below."""
-    band = -(-x.shape[1] // (64 * BANDS)) * 64
-    for start in range(0, x.shape[1], band):
-        into[start:, start : start + band] += _product(x[:, start:], x[:, start : start + band])
-
-
-def _product(x: Tensor, y: Tensor) -> Tensor:
-    """xᵀ y. Of half precision, in float32: products are exact there, but tensor cores cut off a little of every sum with each
-    product that they add."""
-    if x.dtype not in HALF:
-        return torch.mm(x.T, y)
-    out = torch.mm(x[:SUMMED].T, y[:SUMMED], out_dtype=torch.float32)
-    for start in range(SUMMED, len(x), SUMMED):
-        part = slice(start, start + SUMMED)
-        out = torch.addmm(out, x[part].T, y[part], out_dtype=torch.float32, out=out)
-    return out

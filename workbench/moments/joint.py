@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from workbench.moments.products import add_square
+
 
 class Joint(NamedTuple):
     """Counts, means and centred sums of products of `n` pairs of rows x, y; all float64.
@@ -24,12 +26,19 @@ class Joint(NamedTuple):
     yy: Float[Tensor, "dy dy"]
 
     @classmethod
-    def of(cls, x: Float[Tensor, "n dx"], y: Float[Tensor, "n dy"]) -> Joint:
-        """Of rows that are at hand."""
-        x, y = x.double(), y.double()
-        mean_x, mean_y = (rows.sum(0) / max(len(rows), 1) for rows in (x, y))
-        x, y = x - mean_x, y - mean_y
-        return cls(len(x), mean_x, mean_y, x.T @ x, x.T @ y, y.T @ y)
+    def of(cls, x: Float[Tensor, "n dx"], y: Float[Tensor, "n dy"], *, products: torch.dtype = torch.float64) -> Joint:
+        """Of rows that are at hand.
+
+        Args:
+            products: In which rows, less their mean, are multiplied: float32 takes a quarter of the time.
+        """
+        mean_x, mean_y = (rows.sum(0, dtype=torch.float64) / max(len(rows), 1) for rows in (x, y))
+        wide = torch.promote_types(x.dtype, products)
+        x, y = ((rows.to(wide) - mean.to(wide)).to(products) for rows, mean in ((x, mean_x), (y, mean_y)))
+        xx = x.new_zeros(x.shape[1], x.shape[1], dtype=torch.float64)
+        add_square(xx, x)
+        xx = xx.tril() + xx.tril(-1).T
+        return cls(len(x), mean_x, mean_y, xx, (x.T @ y).double(), (y.T @ y).double())
 
     @property
     def total(self) -> float:

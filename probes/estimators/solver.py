@@ -1,0 +1,176 @@
+"""Many logistic regressions on the same rows at once: of every fold, every strength of the penalty, every set of labels.
+
+All problems share two products with the rows a step, so that 50 regressions cost about five times what one does. Steps are
+those of L-BFGS (Liu and Nocedal 1989) in coordinates in which the rows' covariance and the penalty together are the identity:
+half as many as scikit-learn's takes on standardised rows. Lines are searched at no product more: logits are linear along them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+MEMORY = 10
+"""Steps that L-BFGS looks back."""
+CURVATURE = 0.15
+"""Of the loss, by which the penalty is weighed in the coordinates taken: a logit's p(1 - p) is 0.25 at most."""
+ROWS_A_COLUMN = 8
+"""Rows by which the coordinates are chosen, for each column: they decide the number of steps, not the solution."""
+LINE_STEPS = 8
+
+
+class Logistic(NamedTuple):
+    """Solutions, `[strength, problem, logit, …]`; two classes have one logit, of the second."""
+
+    weight: Float[Tensor, "strength problem logit column"]
+    bias: Float[Tensor, "strength problem logit"]
+    steps: int
+    gradient: Float[Tensor, "strength problem"]
+    """The largest entry of the mean loss's gradient that was left."""
+
+
+@torch.no_grad()
+def solve_logistic(
+    x: Float[Tensor, "row column"],
+    labels: Int[Tensor, "row problem"],
+    weights: Float[Tensor, "row problem"],
+    penalties: Float[Tensor, "strength problem column"],
+    n_classes: int,
+    *,
+    tol: float,
+    max_steps: int,
+) -> Logistic:
+    """Minimise Σ_i weight_i · -log p(label_i | x_i) + ½ Σ_j penalty_j |w_j|², the bias free, for every strength and problem.
+
+    Args:
+        x: About centred and of about unit scale; anything else costs steps.
+        weights: Of a row in a problem; 0 leaves it out.
+        tol: The largest entry of the gradient, over the problem's weights, at which it is solved: as scikit-learn's.
+    """
+    n, d = x.shape
+    strengths, problems, _ = penalties.shape
+    k = 1 if n_classes == 2 else n_classes
+    total = weights.sum(0)
+    loss = _Loss(x, labels, weights, k)
+    scale = _Coordinates(x, penalties, total, n_classes)
+    u = x.new_zeros(strengths * problems, k, d + 1)
+    weight, bias = scale.of(u)
+    logits = loss.logits(weight, bias)
+    pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+    previous: tuple[Tensor, Tensor] | None = None
+    largest, steps = x.new_zeros(()), 0
+    for steps in range(max_steps + 1):
+        slope_w, slope_b = loss.slopes(logits)
+        slope_w = slope_w + (penalties[:, :, None] * weight)
+        largest = torch.maximum(slope_w.abs().amax((2, 3)), slope_b.abs().amax(2)) / total
+        if steps == max_steps or bool((largest <= tol).all()):
+            break
+        gradient = scale.slopes(slope_w, slope_b)
+        if previous is not None:
+            moved, turned = u - previous[0], gradient - previous[1]
+            pairs = [*pairs[1 - MEMORY :], (moved, turned, (moved * turned).sum((1, 2)).clamp_min(1e-30))]
+        previous = (u, gradient)
+        direction = -_times_inverse_hessian(gradient, pairs) * (largest > tol).reshape(-1, 1, 1)
+        along_w, along_b = scale.of(direction)
+        along = loss.logits(along_w, along_b)
+        falls = (gradient * direction).sum((1, 2)).reshape(strengths, problems).abs()
+        step = loss.best_step(logits, along, weight, along_w, penalties, falls)
+        weight, bias = weight + step[:, :, None, None] * along_w, bias + step[:, :, None] * along_b
+        logits = logits + step[..., None] * along
+        u = u + step.reshape(-1, 1, 1) * direction
+    return Logistic(weight, bias, steps, largest)
+
+
+def _times_inverse_hessian(gradient: Tensor, pairs: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    """L-BFGS's two loops, of all problems at once."""
+    if not pairs:
+        return gradient
+    found, kept = gradient, []
+    for moved, turned, product in reversed(pairs):
+        share = (moved * found).sum((1, 2)) / product
+        found = found - share[:, None, None] * turned
+        kept.append(share)
+    moved, turned, product = pairs[-1]
+    found = found * (product / turned.square().sum((1, 2)).clamp_min(1e-30))[:, None, None]
+    for (moved, turned, product), share in zip(pairs, reversed(kept), strict=True):
+        found = found + (share - (turned * found).sum((1, 2)) / product)[:, None, None] * moved
+    return found
+
+
+class _Coordinates:
+    """u, in which the penalised loss is about round: w = L⁻ᵀu with LLᵀ = curvature · covariance + penalty."""
+
+    def __init__(self, x: Tensor, penalties: Tensor, total: Tensor, n_classes: int) -> None:
+        self.strengths, self.problems, d = penalties.shape
+        rows = x[:: max(1, len(x) // (ROWS_A_COLUMN * d))]
+        covariance = (rows.T @ rows) / len(rows)
+        each = (penalties / total[:, None]).mean(1)  # problems differ little: one factorisation does for all of a strength
+        matrix = CURVATURE * covariance + torch.diag_embed(each)
+        matrix.diagonal(dim1=1, dim2=2).add_(1e-5 * covariance.diagonal().mean() + 1e-12)
+        self.factor = torch.linalg.cholesky(matrix)
+        self.size = total.sqrt()
+        self.bias_size = (CURVATURE * total).sqrt()
+
+    def of(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights and biases at u."""
+        u = u.reshape(self.strengths, self.problems, *u.shape[1:])
+        flat = u[..., :-1].flatten(1, 2).mT
+        weight = torch.linalg.solve_triangular(self.factor.mT, flat, upper=True).mT.reshape_as(u[..., :-1])
+        return weight / self.size[:, None, None], u[..., -1] / self.bias_size[:, None]
+
+    def slopes(self, slope_w: Tensor, slope_b: Tensor) -> Tensor:
+        """The gradient in u."""
+        flat = slope_w.flatten(1, 2).mT
+        own = torch.linalg.solve_triangular(self.factor, flat, upper=False).mT.reshape_as(slope_w)
+        own = own / self.size[:, None, None]
+        return torch.cat([own, (slope_b / self.bias_size[:, None])[..., None]], -1).flatten(0, 1)
+
+
+class _Loss:
+    """The loss of all problems; logits are `[row, strength, problem, logit]`, one column a logit."""
+
+    def __init__(self, x: Tensor, labels: Tensor, weights: Tensor, k: int) -> None:
+        self.x, self.k = x, k
+        self.weights = weights[:, None, :, None]
+        if k == 1:
+            self.wanted = labels.to(x.dtype)[:, None, :, None]
+        else:
+            self.wanted = torch.nn.functional.one_hot(labels, k).to(x.dtype)[:, None]
+
+    def logits(self, weight: Tensor, bias: Tensor) -> Tensor:
+        return torch.addmm(bias.flatten(), self.x, weight.flatten(0, 2).T).reshape(-1, *bias.shape)
+
+    def slopes(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Derivatives of the loss by weights and biases."""
+        off = (self._probabilities(logits) - self.wanted) * self.weights
+        flat = off.flatten(1)
+        return (flat.T @ self.x).reshape(*logits.shape[1:], -1), flat.sum(0).reshape(logits.shape[1:])
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid() if self.k == 1 else logits.softmax(-1)
+
+    def best_step(
+        self, logits: Tensor, along: Tensor, weight: Tensor, along_w: Tensor, penalties: Tensor, falls: Tensor
+    ) -> Tensor:
+        """Where the line's slope is at most a tenth of what it is at its start (`falls`), by Newton's method held within a
+        bracket."""
+        p = penalties[:, :, None]
+        first, second = (p * weight * along_w).sum((2, 3)), (p * along_w.square()).sum((2, 3))
+        step = torch.ones_like(first)
+        low, high = torch.zeros_like(step), torch.full_like(step, torch.inf)
+        for _ in range(LINE_STEPS):
+            q = self._probabilities(logits + step[..., None] * along)
+            slope = ((q - self.wanted) * along * self.weights).sum((0, 3)) + first + step * second
+            if bool((slope.abs() <= 0.1 * falls).all()):
+                break
+            mean = 0.0 if self.k == 1 else (q * along).sum(-1, keepdim=True)
+            spread = q * (1 - q) * along.square() if self.k == 1 else q * (along - mean).square()
+            bend = (spread * self.weights).sum((0, 3)) + second
+            low, high = torch.where(slope < 0, step, low), torch.where(slope > 0, step, high)
+            newton = step - slope / bend.clamp_min(1e-30)
+            middle = torch.where(high.isinf(), 2 * step, (low + high) / 2)
+            step = torch.where((newton > low) & (newton < high), newton, middle)
+        return step

@@ -1,0 +1,1 @@
+"""What a probe's score is worth: held out, beside its controls."""
