@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from probes.estimators.project import ProjectAndProbe as ProjectAndProbe
     from probes.estimators.sparse import SparseProbe as SparseProbe
     from probes.fit import fit_probe as fit_probe
+    from probes.probe_sweep import ProbeSweep as ProbeSweep
+    from probes.probe_sweep import sweep as sweep
     from probes.reading import read_probe as read_probe
     from probes.shipped import shipped_sets as shipped_sets
     from probes.states import States as States
     from probes.states import collect_states as collect_states
-    from probes.sweep import ProbeSweep as ProbeSweep
-    from probes.sweep import sweep as sweep
-    from probes.untrained import untrained as untrained
+    from probes.untrained_model import untrained as untrained
 
 _HOMES = {
     "Dataset": "probes.dataset",
@@ -30,7 +30,7 @@ _HOMES = {
     "MLPProbe": "probes.estimators.nonlinear",
     "MLPRegressionProbe": "probes.estimators.nonlinear",
     "MeanDifferenceProbe": "probes.estimators.moments",
-    "ProbeSweep": "probes.sweep",
+    "ProbeSweep": "probes.probe_sweep",
     "ProjectAndProbe": "probes.estimators.project",
     "RidgeProbe": "probes.estimators.moments",
     "RidgeRegressionProbe": "probes.estimators.moments",
@@ -40,8 +40,8 @@ _HOMES = {
     "fit_probe": "probes.fit",
     "read_probe": "probes.reading",
     "shipped_sets": "probes.shipped",
-    "sweep": "probes.sweep",
-    "untrained": "probes.untrained",
+    "sweep": "probes.probe_sweep",
+    "untrained": "probes.untrained_model",
 }
 """Public names and where they live. They are resolved when first used (PEP 562): scikit-learn alone takes a second."""
 

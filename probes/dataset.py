@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -53,9 +53,7 @@ class Dataset:
         if texts is not None:
             words = [t.strip().lower() if spans is None else t[slice(*spans[i])].strip().lower() for i, t in enumerate(texts)]
         groups = np.asarray(words if self.groups is None else self.groups, object)
-        labels = np.asarray(self.labels, float) if self.kind == "numbers" else np.asarray(self.labels)
-        if self.kind == "numbers" and labels.ndim == 1:
-            labels = labels[:, None]
+        labels = _numbers(self.labels, self.name) if self.kind == "numbers" else _names(self.labels, self.name)
         own = {
             "texts": texts, "spans": spans, "labels": labels, "groups": groups[:, None] if groups.ndim == 1 else groups,
             "types": np.asarray(words if self.types is None else self.types, object),
@@ -64,6 +62,8 @@ class Dataset:
             if value is not None and len(value) != n:
                 raise BadDataset(f"{self.name!r} has {n} labels and {len(value)} {part}. Give one of each an example.")
             object.__setattr__(self, part, value)
+        if groups.ndim == 2 and groups.shape[1] > 2:
+            raise BadDataset(f"{self.name!r} has groups of {groups.shape[1]} columns. Hold out by one, or by two.")
         self._require_labels()
 
     def _require_labels(self) -> None:
@@ -75,14 +75,10 @@ class Dataset:
                 names = tuple(f"target {i}" for i in range(self.labels.shape[1]))
                 object.__setattr__(self, "target_names", names)
             return
-        missing = [i for i, label in enumerate(self.labels.tolist()) if label is None or label != label or label == ""]
-        if missing:
-            raise BadDataset(
-                f"Example {missing[0]} of {self.name!r} has no label, and {len(missing) - 1} more. Leave them out."
-            )
         if len(self.classes) < 2:
             raise TooFewExamples(
-                f"All {len(self)} examples of {self.name!r} are labelled {self.classes[0]!r}. A probe needs two classes or more."
+                f"All {len(self)} examples of {self.name!r} are labelled {str(self.classes[0])!r}, one class. A probe needs "
+                "two or more."
             )
 
     def __len__(self) -> int:
@@ -110,11 +106,9 @@ class Dataset:
         """What a result must say of its examples: the hash changes with any text, span, label, group or type."""
         import hashlib
 
-        digest = hashlib.sha256()
-        for row in zip(
-            self.texts or [None] * len(self), self.labels.tolist(), [None] * len(self) if self.spans is None else self.spans.tolist(),
-            self.groups.tolist(), self.types.tolist(), strict=True,
-        ):  # fmt: skip
+        digest, none = hashlib.sha256(), [None] * len(self)
+        spans = none if self.spans is None else self.spans.tolist()
+        for row in zip(self.texts or none, self.labels.tolist(), spans, self.groups.tolist(), self.types.tolist(), strict=True):
             digest.update(repr(row).encode())
         return {
             "dataset": self.name, "examples": len(self), "labels_are": self.kind, "dataset_hash": digest.hexdigest(),
@@ -123,10 +117,8 @@ class Dataset:
 
     def head(self, n: int) -> Dataset:
         """The first n examples (of a shipped set, a fair sample)."""
-        return Dataset(
-            None if self.texts is None else self.texts[:n], self.labels[:n], None if self.spans is None else self.spans[:n], self.groups[:n], self.types[:n],
-            self.kind, self.target_names, self.name, self.about,
-        )  # fmt: skip
+        parts = {name: getattr(self, name) for name in ("texts", "labels", "spans", "groups", "types")}
+        return replace(self, **{name: None if part is None else part[:n] for name, part in parts.items()})
 
     @classmethod
     def load(
@@ -157,6 +149,39 @@ class Dataset:
         return read(source, text=text, label=label, group=group, target=target, type=type, kind=kind)
 
 
+def _names(given: Any, name: str) -> np.ndarray:
+    """Labels of classes, `[n]`, all text or all numbers.
+
+    Raises:
+        BadDataset: if one is missing, there are several of an example, or they are of kinds that cannot be sorted.
+    """
+    labels = given.tolist() if isinstance(given, np.ndarray) else list(given)
+    missing = [i for i, label in enumerate(labels) if label is None or label != label or label == ""]
+    if missing:
+        more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise BadDataset(f"Example {missing[0]} of {name!r} has no label{more}. Leave it out, or label it.")
+    kinds = {
+        str if isinstance(label, str) else bool if isinstance(label, (bool, np.bool_)) else type(label) for label in labels
+    }
+    if len(kinds) > 1 or any(isinstance(label, (list, tuple, np.ndarray)) for label in labels):
+        found = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise BadDataset(f"Labels of {name!r} are of the kinds {found}. Give each example one label, all text or all numbers.")
+    return np.asarray(labels)
+
+
+def _numbers(given: Any, name: str) -> np.ndarray:
+    """Targets, `[n, target]`.
+
+    Raises:
+        BadDataset: if they are no numbers.
+    """
+    try:
+        found = np.asarray(given, float)
+    except (TypeError, ValueError) as error:
+        raise BadDataset(f"Targets of {name!r} are no numbers ({error}). Ask for kind='classes', or mend them.") from None
+    return found[:, None] if found.ndim == 1 else found
+
+
 def _texts(given: Sequence[str], n: int, name: str) -> tuple[str, ...]:
     """
     Raises:
@@ -181,11 +206,11 @@ def _spans(given: Any, texts: Sequence[str]) -> np.ndarray:
     for i, (span, text) in enumerate(zip(given, texts, strict=True)):
         try:
             start, end = (int(one) for one in span)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise BadDataset(f"Span of example {i} is {span!r}. Give two numbers of characters: from, and up to.") from None
         if not 0 <= start < end <= len(text) or not text[start:end].strip():
             raise BadDataset(
-                f"Span {start}:{end} of example {i} holds no word of its text, which has {len(text)} characters: {text[:60]!r}. "
+                f"Span {start}:{end} of example {i} holds no word of its text of {len(text)} characters: {text[:60]!r}. "
                 "Count characters from 0, up to and without the last."
             )
         found[i] = start, end

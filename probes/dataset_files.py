@@ -72,7 +72,10 @@ def span_of(given: Any, text: str, i: int) -> tuple[int, int]:
             "and up to, such as 12:17."
         )
     if isinstance(given, (list, tuple, np.ndarray)) and len(given) == 2:
-        return int(given[0]), int(given[1])
+        try:
+            return int(given[0]), int(given[1])
+        except (TypeError, ValueError, OverflowError):
+            pass  # said below
     raise BadDataset(f"Target of example {i} is {given!r}. Write characters, from and up to, such as 12:17, or the words.")
 
 
@@ -100,7 +103,9 @@ def _table(source: str | Path | pd.DataFrame) -> tuple[pd.DataFrame, str, dict[s
             {},
         )
     except (OSError, ValueError) as error:  # pandas's errors of a damaged file are among them
-        raise BadDataset(f"{str(path)!r} cannot be read ({error}). Save it as UTF-8 with a row of column names.") from None
+        raise BadDataset(
+            f"{str(path)!r} cannot be read ({' '.join(str(error).split())}). Save it as UTF-8 with a row of column names."
+        ) from None
 
 
 def _parquet(path: Path) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from workbench.errors import UnknownOption
+from workbench.errors import UnknownOption, require_one_of
 
 CLASSES = {
     "logistic": ("logistic", "LogisticProbe"),
@@ -30,6 +30,7 @@ def probe_named(name: str, kind: str = "classes", **options: Any) -> Any:
     Raises:
         UnknownOption: if there is no such probe, or it has no such option.
     """
+    require_one_of("kind", kind, ("classes", "numbers"))
     known = NUMBERS if kind == "numbers" else CLASSES
     if name not in known:
         raise UnknownOption(f"There is no probe {name!r} of {kind}. Use one of {', '.join(known)}.")

@@ -39,7 +39,8 @@ def folds_by_group(index: np.ndarray, groups: Any, folds: int, seed: int) -> np.
 
 
 def numeric_folds(n: int, groups: Any, folds: int, seed: int) -> np.ndarray:
-    """As `folds_by_group`, for targets that are numbers: groups are dealt out at random, the largest first, to the smallest fold.
+    """As `folds_by_group`, for targets that are numbers: groups are dealt out at random, the largest first, to the smallest
+    fold.
 
     Raises:
         TooFewExamples: if there are fewer than two groups.

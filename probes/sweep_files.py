@@ -12,7 +12,7 @@ from workbench.artifacts import output_folder, read_tables, staged, write_tables
 from workbench.errors import BadArtifact
 
 if TYPE_CHECKING:
-    from probes.sweep import ProbeSweep
+    from probes.probe_sweep import ProbeSweep
 
 KIND, MAKER = "probe_sweep", "workbench probe or probes.sweep(...).save"
 
@@ -25,7 +25,11 @@ def save_sweep(result: ProbeSweep, folder: str | Path) -> Path:
     linear = {site: probe for site, probe in result.probes.items() if hasattr(probe, "coef_")}
     tensors = {f"{site}.coef": np.ascontiguousarray(probe.coef_) for site, probe in linear.items()}
     tensors |= {f"{site}.intercept": np.asarray(probe.intercept_, float) for site, probe in linear.items()}
-    tables = {KIND: result.table, "references": result.references, "predictions": result.predictions}
+    tensors |= {f"{site}.pattern": np.ascontiguousarray(pattern) for site, pattern in result.patterns.items()}
+    tensors |= {f"{site}.null_pattern": np.ascontiguousarray(pattern) for site, pattern in result.null_patterns.items()}
+    tables = {
+        KIND: result.table, "references": result.references, "predictions": result.predictions, "directions": result.directions
+    }  # fmt: skip
     folder = output_folder(folder)
     (folder / "run.json").unlink(missing_ok=True)  # it is written last, when all is there
     with staged(folder / "probes.safetensors") as beside:
@@ -39,14 +43,21 @@ def load_sweep(cls: type[ProbeSweep], folder: str | Path) -> ProbeSweep:
     from safetensors.numpy import load_file
 
     folder = Path(folder)
-    table, others, settings = read_tables(folder, KIND, MAKER, ["references", "predictions"])
+    table, others, settings = read_tables(folder, KIND, MAKER, ["references", "predictions", "directions"])
     try:
         tensors = load_file(folder / "probes.safetensors")
     except (OSError, SafetensorError) as error:
         raise BadArtifact(f"The probes in {str(folder)!r} are missing or damaged ({error}). Make them again.") from None
     sites = [name.removesuffix(".coef") for name in tensors if name.endswith(".coef")]
     fitted = {site: _probe(settings, tensors[f"{site}.coef"], tensors[f"{site}.intercept"]) for site in sites}
-    return cls(table=table, settings=settings, references=others["references"], predictions=others["predictions"], probes=fitted)
+    patterns, nulls = (
+        {name.removesuffix(f".{what}"): value for name, value in tensors.items() if name.endswith(f".{what}")}
+        for what in ("pattern", "null_pattern")
+    )
+    return cls(
+        table=table, settings=settings, references=others["references"], predictions=others["predictions"], probes=fitted,
+        patterns=patterns, null_patterns=nulls, directions=others["directions"],
+    )  # fmt: skip
 
 
 def _probe(settings: dict[str, Any], coef: np.ndarray, intercept: np.ndarray) -> Any:

@@ -9,7 +9,7 @@ import pandas as pd
 from workbench.results import wrapped
 
 if TYPE_CHECKING:
-    from probes.sweep import ProbeSweep
+    from probes.probe_sweep import ProbeSweep
 
 SHOWN = 8
 """Sites in the printed table, spread evenly, the best one among them."""
@@ -18,9 +18,10 @@ SHOWN = 8
 def sweep_text(result: ProbeSweep) -> str:
     """What was asked, of which examples, the sites beside the controls, and in a sentence each what these say."""
     own, measure, best = result.settings, result.measure, result.best()
-    kind = "hold out by two columns" if own["held_out_columns"] > 1 else f"{own['folds']} folds of groups"
+    kind = "held out by two columns" if own["held_out_columns"] > 1 else f"{own['folds']} folds of groups"
+    size = f"{own['examples']:,} examples in {own['groups'][0]:,} groups"
     lines = [
-        f"{own['dataset']} in {own['model']}: {own['examples']:,} examples in {own['groups'][0]:,} groups, {own['probe']}, {kind}",
+        f"{own['dataset']} in {own['model']}: {size}, {own['probe']}, {kind}",
         _table(result).to_string(index=False, float_format=lambda x: f"{x:.3f}"),
         "Without the model's work:",
         result.references[[c for c in _columns(result) if c in result.references]]
@@ -57,23 +58,28 @@ def _table(result: ProbeSweep) -> pd.DataFrame:
 
 def _said(result: ProbeSweep, best: pd.Series, measure: str) -> list[str]:
     own = result.settings
-    lines = [f"Best at {best['site']}: {measure} {best[measure]:.3f} ({best[f'{measure}_low']:.3f} to {best[f'{measure}_high']:.3f})."]
-    for column, beside in (("over_untrained", "the same probe on the untrained model"), ("over_embeddings", "the best of embeddings")):
+    width = f"{best[f'{measure}_low']:.3f} to {best[f'{measure}_high']:.3f}"
+    lines = [f"Best at {best['site']}: {measure} {best[measure]:.3f} ({width})."]
+    for column, beside, work in (
+        ("over_untrained", "the untrained model", "training has put it there"),
+        ("over_embeddings", "embeddings alone", "layers add to what the words say"),
+    ):
         if column in best:
             clear = best[f"{column}_low"] > 0
-            lines.append(
-                f"There it is {best[column]:+.3f} ({best[f'{column}_low']:+.3f} to {best[f'{column}_high']:+.3f}) against {beside}: "
-                + ("the model's work adds to it." if clear else "no clear gain.")
-            )
+            found = f"{best[column]:+.3f} ({best[f'{column}_low']:+.3f} to {best[f'{column}_high']:+.3f})"
+            lines.append(f"Against {beside} it is {found}: {work if clear else 'no clear gain'}.")
     if "selectivity" in best:
         lines.append(
-            f"Selectivity {best['selectivity']:+.3f}: {best[f'seen_{measure}']:.3f} on words it saw elsewhere, {best[f'control_{measure}']:.3f} "
-            "for random labels of the same words."
+            f"Selectivity {best['selectivity']:+.3f}: {best[f'seen_{measure}']:.3f} on words it saw elsewhere, "
+            f"{best[f'control_{measure}']:.3f} for random labels of the same words."
         )
     elif own["controls"]:
         lines.append("No control task: too few of the words asked about stand in more than one example.")
     if own.get("at_first_token"):
-        lines.append(f"{own['at_first_token']:.0%} of the examples are read at the first token, whose state is like no other.")
+        at = f"{own['at_first_token']:.0%} of the examples are"
+        lines.append(f"{at} read at the first token, whose state is like no other.")
     if own["more_columns_than_rows"]:
-        lines.append("There are more columns than examples: every probe that is not shrunk would fit them all. These are shrunk.")
+        lines.append(
+            "There are more columns than examples: every probe that is not shrunk would fit them all. These are shrunk."
+        )
     return lines

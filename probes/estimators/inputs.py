@@ -55,7 +55,7 @@ def classes_of(y: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
     y = y.cpu().numpy() if isinstance(y, Tensor) else y
     if y is None:
         raise ValueError("requires y to be passed, but the target y is None.")  # scikit-learn's own words for it
-    y = cast(np.ndarray, check_array(y, ensure_2d=False, dtype=None, ensure_all_finite=True, input_name="y"))
+    y = _array(y, dtype=None)
     if y.ndim == 2 and y.shape[1] == 1:
         _warn_column()
     y = y.ravel() if y.ndim <= 2 and y.size == len(y) else y
@@ -72,7 +72,7 @@ def targets_of(y: Any, n: int) -> np.ndarray:
     y = y.cpu().numpy() if isinstance(y, Tensor) else y
     if y is None:
         raise ValueError("requires y to be passed, but the target y is None.")
-    found = cast(np.ndarray, check_array(y, ensure_2d=False, dtype=np.float64, input_name="y"))
+    found = np.array(_array(y, dtype=np.float64))  # a copy: tensors are made of it, which cannot be read-only
     require_as_many(len(found), n, "targets")
     return found
 
@@ -100,7 +100,7 @@ def require_as_many(found: int, n: int, what: str) -> None:
         raise BadDataset(f"{found} {what} were given for {n} rows. Give one each; inconsistent numbers of samples cannot pair.")
 
 
-def require_positive(**options: float) -> None:
+def require_positive(**options: float | int) -> None:
     """
     Raises:
         UnknownOption: naming the option that is not above 0.
@@ -108,6 +108,10 @@ def require_positive(**options: float) -> None:
     for name, value in options.items():
         if not value > 0:
             raise UnknownOption(f"{name}={value} must be above 0.")
+
+
+def _array(y: Any, dtype: Any) -> np.ndarray:
+    return cast(np.ndarray, check_array(y, ensure_2d=False, dtype=dtype, input_name="y"))
 
 
 def _warn_column() -> None:

@@ -75,13 +75,17 @@ class ProbableProbe(LinearProbe):
         return np.exp(self.predict_log_proba(X))
 
 
-def scale_of(rows: Tensor, weights: Tensor, *, standardize: bool) -> tuple[Tensor, Tensor]:
-    """Mean and spread of each column, as scikit-learn's StandardScaler has them: the spread of a constant one is 1. Without
-    `standardize` all spreads are the mean one, which keeps the shape of the rows and makes numbers of ordinary size of them."""
+def standardised(rows: Tensor, weights: Tensor, *, standardize: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows less the mean of each column and over its spread; the mean; and the spread, as scikit-learn's StandardScaler has
+    them: that of a constant column is 1. Without `standardize` all spreads are the mean one, which keeps the shape of the rows
+    and makes numbers of ordinary size of them."""
     share = (weights / weights.sum()).to(rows.dtype)
     mean = share @ rows
-    variance = share @ (rows - mean).square()
+    centred = rows - mean
+    variance = share @ centred.square()
     if not standardize:
-        return mean, variance.mean().sqrt().clamp_min(torch.finfo(rows.dtype).tiny).expand_as(mean)
-    constant = variance <= (10 * torch.finfo(rows.dtype).eps * mean).square()
-    return mean, torch.where(constant, 1.0, variance.sqrt())
+        spread = variance.mean().sqrt().clamp_min(torch.finfo(rows.dtype).tiny).expand_as(mean)
+    else:
+        constant = variance <= (10 * torch.finfo(rows.dtype).eps * mean).square()
+        spread = torch.where(constant, 1.0, variance.sqrt())
+    return centred.div_(spread), mean, spread

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.base import clone
 from torch import Tensor
 
 from probes.estimators.inputs import classes_of, require_as_many, require_positive, rows_of, weights_of
-from probes.estimators.linear import ProbableProbe, scale_of
+from probes.estimators.linear import ProbableProbe, standardised
 from probes.estimators.solver import Logistic, solve_logistic
+from probes.estimators.strength import Strength
 from probes.folds import folds_by_group
 from workbench.errors import TooFewExamples, UnknownOption
 
@@ -22,7 +22,7 @@ AT_ONCE = 1 << 27
 """Logits that lie in memory at once; more problems are solved after one another."""
 
 
-class LogisticProbe(ProbableProbe):
+class LogisticProbe(Strength, ProbableProbe):
     """Logistic regression with an L2 penalty and a free intercept; multinomial for more than two classes.
 
     The loss is scikit-learn's, ½ |w|² + C Σ weight · -log p, and so are its coefficients, once both have converged. Differently
@@ -31,9 +31,11 @@ class LogisticProbe(ProbableProbe):
     groups held out, all folds and strengths being solved in one go. Rows are multiplied in their own dtype, float32 or float64.
     """
 
+    option = "C"
+
     def __init__(
         self,
-        C: float | str = "cv",
+        C: float | int | str = "cv",
         *,
         Cs: Sequence[float] = STRENGTHS,
         folds: int = 5,
@@ -86,14 +88,6 @@ class LogisticProbe(ProbableProbe):
         self.coef_, self.intercept_ = scaled.back(found.weight[0, 0], found.bias[0, 0])
         return self
 
-    def variants(self) -> list[LogisticProbe]:
-        """This probe at each strength that it would choose among."""
-        return [clone(self).set_params(C=C) for C in self.Cs] if self.C == "cv" else [clone(self)]
-
-    def settled(self) -> LogisticProbe:
-        """A new one of the strength that this one found, to be fitted to other labels."""
-        return clone(self).set_params(C=self.C_)
-
     def solve(self, rows: Scaled, labels: np.ndarray, weights: np.ndarray, strengths: Sequence[float]) -> Logistic:
         """All problems at all strengths.
 
@@ -132,8 +126,7 @@ class Scaled(NamedTuple):
 
     @classmethod
     def of(cls, rows: Tensor, weights: Tensor, *, standardize: bool) -> Scaled:
-        mean, spread = scale_of(rows, weights, standardize=standardize)
-        return cls((rows - mean) / spread, mean, spread)
+        return cls(*standardised(rows, weights, standardize=standardize))
 
     def penalties(self, weights: Tensor, *, standardize: bool) -> Tensor:
         """Of a coefficient of these rows, `[problem, d]`, where that of a standardised column (or a raw one) has 1."""
@@ -144,7 +137,7 @@ class Scaled(NamedTuple):
         share = weights / weights.sum(0)
         mean = share.T @ self.x
         variance = (share.T @ self.x.square() - mean.square()).clamp_min(0)
-        constant = variance <= 1e-8
+        constant = variance <= 100 * torch.finfo(variance.dtype).eps * (1 + mean.square())  # sums' rounding
         return torch.where(constant, 1.0, variance)
 
     def back(self, weight: Tensor, bias: Tensor) -> tuple[np.ndarray, np.ndarray]:

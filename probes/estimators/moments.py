@@ -8,24 +8,28 @@ xx - xy (n_c)⁻¹ yx, and the means differ from their mean by xy / n_c.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin, clone
+from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from probes.estimators.inputs import classes_of, require_as_many, rows_of, targets_of
 from probes.estimators.linear import LinearProbe, ProbableProbe
+from probes.estimators.strength import Strength
 from probes.folds import folds_by_group, numeric_folds
-from workbench.errors import BadDataset, TooFewExamples, UnknownOption
+from workbench.errors import BadDataset, TooFewExamples, UnknownOption, require_one_of
 from workbench.moments.joint import Joint
 
-SHRINKAGES = (1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 0.6, 0.9)
+SHRINKAGES = (1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 0.6, 0.9, 0.99)
 """Shares of an isotropic covariance that cross-validation tries."""
 ALPHAS = tuple(10.0**exponent for exponent in range(-4, 3))
 """Ridge strengths that cross-validation tries, in units of the rows' mean variance times their number."""
+
+
+Classifier = TypeVar("Classifier", bound="_MomentClassifier")
 
 
 class _MomentClassifier(LinearProbe):
@@ -35,30 +39,30 @@ class _MomentClassifier(LinearProbe):
     folds: int
     seed: int
 
-    def fit(self, X: Any, y: Any, *, groups: Any = None) -> Self:
+    def fit(self: Classifier, X: Any, y: Any, *, groups: Any = None) -> Classifier:
         """
         Args:
             X: `[n, d]`, an array or a tensor on any device.
             groups: `[n]`; rows of one are held out together while a strength is chosen.
         Raises:
-            TooFewExamples: for one class, a class in fewer than two groups where a strength is to be chosen, or more columns than
-                rows where there is none.
+            TooFewExamples: for one class, a class in fewer than two groups where a strength is to be chosen, or more columns
+                than rows where there is none.
             NotFinite, BadDataset: as `rows_of`.
         """
         rows = rows_of(self, X, fitting=True, device=self.device)
         classes, index = classes_of(y, len(rows))
         z = torch.nn.functional.one_hot(torch.as_tensor(index), len(classes)).to(rows)
-        if not self._chooses:
-            return self.fit_moments([Joint.of(rows, z, products=rows.dtype)], classes)
         if groups is not None:
             require_as_many(len(groups), len(rows), "groups")
+        if not self._chooses:
+            return self.fit_moments([Joint.of(rows, z, products=rows.dtype)], classes)
         return self.fit_moments(joints(rows, z, folds_by_group(index, groups, self.folds, self.seed)), classes)
 
-    def fit_moments(self, joint: Joint | Sequence[Joint], classes: Any = None) -> Self:
+    def fit_moments(self: Classifier, joint: Joint | Sequence[Joint], classes: Any = None) -> Classifier:
         """
         Args:
-            joint: Of rows and class indicators (a 1 in the column of the row's class), or one for each fold of groups, by which a
-                strength can be chosen.
+            joint: Of rows and class indicators (a 1 in the column of the row's class), or one for each fold of groups, by
+                which a strength can be chosen.
             classes: Names of the indicators, in their order; numbers from 0, if None.
         Raises:
             TooFewExamples: if a class has no row, or a strength is to be chosen of one fold.
@@ -90,14 +94,17 @@ class _MomentClassifier(LinearProbe):
         raise NotImplementedError
 
 
-class LDAProbe(ProbableProbe, _MomentClassifier):
+class LDAProbe(Strength, ProbableProbe, _MomentClassifier):
     """Linear discriminant analysis with a shrunk covariance, (1 - s) S + s tr(S) / d · 1: scikit-learn's with `solver="lsqr"`,
     from moments. Columns are standardised first (`standardize=True`), or the shrinkage would be of the few columns whose
     variance is largest.
 
     The shrinkage is the one with the least squared error of the class indicators, regressed on held-out groups at the ridge
-    strength that gives the same direction (penalised optimal scoring: Hastie, Buja and Tibshirani 1995); moments suffice for it.
+    strength that gives the same direction (penalised optimal scoring: Hastie, Buja and Tibshirani 1995); moments suffice for
+    it.
     """
+
+    option = "shrinkage"
 
     def __init__(
         self,
@@ -118,25 +125,20 @@ class LDAProbe(ProbableProbe, _MomentClassifier):
         self.shrinkage, self.shrinkages, self.priors, self.folds = shrinkage, shrinkages, priors, folds
         self.standardize, self.seed, self.device = standardize, seed, device
 
-    def variants(self) -> list[LDAProbe]:
-        """This probe at each shrinkage that it would choose among."""
-        return [clone(self).set_params(shrinkage=s) for s in self.shrinkages] if self._chooses else [clone(self)]
-
-    def settled(self) -> LDAProbe:
-        """A new one of the shrinkage that this one found, to be fitted to other labels."""
-        return clone(self).set_params(shrinkage=self.shrinkage_)
-
     @property
     def _chooses(self) -> bool:
         if isinstance(self.shrinkage, str):
             if self.shrinkage != "cv":
                 raise UnknownOption(f"shrinkage={self.shrinkage!r} is not known. Give a share from 0 to 1, or 'cv'.")
+            if not all(0 <= one < 1 for one in self.shrinkages):
+                raise UnknownOption(f"shrinkages={tuple(self.shrinkages)}: what 'cv' chooses among must be from 0 to below 1.")
             return True
         if not 0 <= self.shrinkage <= 1:
             raise UnknownOption(f"shrinkage={self.shrinkage} is no share. Give one from 0 to 1, or 'cv'.")
         return False
 
     def _solved(self, total: Joint, folds: list[Joint]) -> tuple[Tensor, Tensor]:
+        require_one_of("priors", self.priors, (None, "equal"))
         spread = spread_of(total, standardize=self.standardize)
         within, means = within_class(total, spread)
         isotropic = float(within.trace()) / len(within)
@@ -152,21 +154,13 @@ class LDAProbe(ProbableProbe, _MomentClassifier):
         return weight / spread[:, None], shares.log() - (means * weight).sum(0) / 2
 
 
-class MeanDifferenceProbe(ProbableProbe, _MomentClassifier):
-    """The direction from one class mean to the other (of several classes, from the mean of all to each). The classes are taken to
-    spread equally along every direction, as much as they do between their means: so its probabilities are of the right size,
-    and only sums, no covariance, decide the direction."""
+class MeanDifferenceProbe(Strength, ProbableProbe, _MomentClassifier):
+    """The direction from one class mean to the other (of several classes, from the mean of all to each). The classes are taken
+    to spread equally along every direction, as much as they do between their means: so its probabilities are of the right
+    size, and only sums, no covariance, decide the direction."""
 
     def __init__(self, *, standardize: bool = False, device: str | None = None) -> None:
         self.standardize, self.device = standardize, device
-
-    def variants(self) -> list[MeanDifferenceProbe]:
-        """This probe: it has no strength."""
-        return [clone(self)]
-
-    def settled(self) -> MeanDifferenceProbe:
-        """A new one."""
-        return clone(self)
 
     @property
     def _chooses(self) -> bool:
@@ -181,9 +175,11 @@ class MeanDifferenceProbe(ProbableProbe, _MomentClassifier):
         return weight / spread[:, None], total.mean_y.log() - (means * weight).sum(0) / 2
 
 
-class RidgeProbe(_MomentClassifier):
+class RidgeProbe(Strength, _MomentClassifier):
     """Ridge regression on class indicators of ±1: scikit-learn's RidgeClassifier, from moments, with standardised columns and,
     for `alpha="cv"`, the strength of the least held-out squared error. It gives scores, no probabilities."""
+
+    option = "alpha"
 
     def __init__(
         self,
@@ -216,13 +212,15 @@ class RidgeProbe(_MomentClassifier):
         return 2 * weight, 2 * bias - 1
 
 
-class RidgeRegressionProbe(MultiOutputMixin, RegressorMixin, BaseEstimator):
+class RidgeRegressionProbe(MultiOutputMixin, RegressorMixin, Strength):
     """Ridge regression on one or more targets: scikit-learn's Ridge, from moments, with standardised columns and, for
     `alpha="cv"`, the strength of the least squared error on held-out groups, targets weighing alike.
 
     Attributes:
         coef_: `[targets, d]`, or `[d]` for targets `[n]`, in units of the rows as they were given.
     """
+
+    option = "alpha"
 
     def __init__(
         self,
@@ -241,13 +239,9 @@ class RidgeRegressionProbe(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self.alpha, self.alphas, self.folds = alpha, alphas, folds
         self.standardize, self.seed, self.device = standardize, seed, device
 
-    def variants(self) -> list[RidgeRegressionProbe]:
-        """This probe at each strength that it would choose among; these are numbers for rows of spread 1, 1,000 of them."""
-        return [clone(self).set_params(alpha=1000 * one) for one in self.alphas] if chooses(self.alpha) else [clone(self)]
-
-    def settled(self) -> RidgeRegressionProbe:
-        """A new one of the strength that this one found, to be fitted to other targets."""
-        return clone(self).set_params(alpha=self.alpha_)
+    def _candidates(self) -> list[float]:
+        """For rows of spread 1, 1,000 of them."""
+        return [1000 * one for one in self.alphas]
 
     def fit(self, X: Any, y: Any, *, groups: Any = None) -> RidgeRegressionProbe:
         """
@@ -264,7 +258,7 @@ class RidgeRegressionProbe(MultiOutputMixin, RegressorMixin, BaseEstimator):
         fold = numeric_folds(len(rows), groups, self.folds, self.seed) if chooses(self.alpha) else np.zeros(len(rows), int)
         self.fit_moments(joints(rows, y, fold))
         if targets.ndim == 1:
-            self.coef_, self.intercept_ = self.coef_[0], float(self.intercept_[0])
+            self.coef_, self.intercept_ = self.coef_[0], self.intercept_.item()
         return self
 
     def fit_moments(self, joint: Joint | Sequence[Joint]) -> RidgeRegressionProbe:
@@ -277,7 +271,8 @@ class RidgeRegressionProbe(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self.n_features_in_ = len(total.mean_x)
         self.alpha_ = chosen_alpha(self.alpha, self.alphas, total, folds, standardize=self.standardize)
         weight, bias = ridge(total, spread_of(total, standardize=self.standardize), self.alpha_)
-        self.coef_, self.intercept_ = weight.T.cpu().numpy(), (bias - total.mean_x @ weight).cpu().numpy()
+        self.coef_ = weight.T.cpu().numpy()
+        self.intercept_: Any = (bias - total.mean_x @ weight).cpu().numpy()
         return self
 
     def predict(self, X: Any) -> np.ndarray:
@@ -285,7 +280,7 @@ class RidgeRegressionProbe(MultiOutputMixin, RegressorMixin, BaseEstimator):
         check_is_fitted(self)
         rows = rows_of(self, X, fitting=False, device=self.device)
         weight = torch.as_tensor(self.coef_, dtype=rows.dtype, device=rows.device)
-        return (rows @ weight.T).cpu().numpy() + np.asarray(self.intercept_)
+        return (rows @ (weight if weight.dim() == 1 else weight.T)).cpu().numpy() + np.asarray(self.intercept_)
 
 
 def joints(rows: Tensor, y: Tensor, fold: np.ndarray) -> list[Joint]:
@@ -337,8 +332,8 @@ def solved(matrix: Tensor, right: Tensor, n: int) -> Tensor:
     floor = torch.finfo(torch.float64).eps * len(matrix) * matrix.diagonal().max()
     if bool(failed) or bool(factor.diagonal().square().min() <= floor):
         raise TooFewExamples(
-            f"{n} rows of {len(matrix)} columns do not determine a covariance that can be inverted. Shrink it (a strength above 0, "
-            "or 'cv'), give more rows, or take out constant columns."
+            f"{n} rows of {len(matrix)} columns do not determine a covariance that can be inverted. Shrink it (a strength "
+            "above 0, or 'cv'), give more rows, or take out constant columns."
         )
     return torch.cholesky_solve(right, factor)
 

@@ -7,19 +7,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin, clone
+from sklearn.base import ClassifierMixin, MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from probes.estimators.inputs import classes_of, require_as_many, require_positive, rows_of, targets_of
-from probes.estimators.linear import scale_of
+from probes.estimators.linear import standardised
+from probes.estimators.strength import Strength
 from probes.folds import numeric_folds
 
 HELD_OUT_FOLDS = 5
 """One in so many groups is held out, to stop by."""
 
 
-class _Network(BaseEstimator):
+class _Network(Strength):
     """One hidden layer of ReLUs on standardised rows, trained by AdamW; of all epochs that one is taken whose loss on groups
     held out was least."""
 
@@ -47,22 +48,13 @@ class _Network(BaseEstimator):
         self.hidden, self.learning_rate, self.weight_decay, self.epochs = hidden, learning_rate, weight_decay, epochs
         self.patience, self.batch, self.seed, self.device = patience, batch, seed, device
 
-    def variants(self) -> list[Any]:
-        """This probe: nothing is chosen but when to stop."""
-        return [clone(self)]
-
-    def settled(self) -> Any:
-        """A new one."""
-        return clone(self)
-
     def _train(self, rows: Tensor, y: Tensor, outputs: int, loss: nn.Module, groups: Any) -> None:
         require_positive(
             hidden=self.hidden, learning_rate=self.learning_rate, epochs=self.epochs, patience=self.patience, batch=self.batch
         )
         if groups is not None:
             require_as_many(len(groups), len(rows), "groups")
-        mean, spread = scale_of(rows, torch.ones(len(rows), device=rows.device), standardize=True)
-        x = (rows - mean) / spread
+        x, mean, spread = standardised(rows, torch.ones(len(rows), device=rows.device), standardize=True)
         fold = numeric_folds(len(x), groups, HELD_OUT_FOLDS, self.seed)
         learnt, asked = (torch.from_numpy(np.flatnonzero(part)).to(x.device) for part in (fold > 0, fold == 0))
         devices = [x.device] if x.device.type == "cuda" else []

@@ -6,20 +6,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import TransformerMixin, clone
+from sklearn.base import TransformerMixin
 
 from probes.estimators.inputs import classes_of, require_as_many, rows_of
 from probes.estimators.linear import ProbableProbe
 from probes.estimators.logistic import LogisticProbe
 from probes.estimators.moments import solved, spread_of, within_class
+from probes.estimators.strength import Strength
 from workbench.errors import UnknownOption
 from workbench.moments.joint import Joint
 
 
-class ProjectAndProbe(TransformerMixin, ProbableProbe):
+class ProjectAndProbe(TransformerMixin, Strength, ProbableProbe):
     """Pro² (Chen et al. 2023, arXiv 2302.05441): r orthonormal directions, each the best linear probe of what the ones before
-    leave, and a logistic probe on the r numbers. With r = 1 it is a linear probe; with more, a concept that another set of texts
-    tells by another direction can be learnt there from few labels: `make_pipeline(fitted, LogisticProbe())`, or
+    leave, and a logistic probe on the r numbers. With r = 1 it is a linear probe; with more, a concept that another set of
+    texts tells by another direction can be learnt there from few labels: `make_pipeline(fitted, LogisticProbe())`, or
     `LogisticProbe().fit(fitted.transform(X_new), y_new)`.
 
     Every direction is that of discriminant analysis with a shrunk covariance, solved from moments that are projected, not from
@@ -39,14 +40,6 @@ class ProjectAndProbe(TransformerMixin, ProbableProbe):
         """
         self.r, self.shrinkage, self.standardize, self.seed, self.device = r, shrinkage, standardize, seed, device
 
-    def variants(self) -> list[ProjectAndProbe]:
-        """This probe: nothing is chosen."""
-        return [clone(self)]
-
-    def settled(self) -> ProjectAndProbe:
-        """A new one."""
-        return clone(self)
-
     def fit(self, X: Any, y: Any, *, groups: Any = None) -> ProjectAndProbe:
         """
         Args:
@@ -61,8 +54,8 @@ class ProjectAndProbe(TransformerMixin, ProbableProbe):
             require_as_many(len(groups), len(rows), "groups")
         if not 1 <= self.r <= rows.shape[1] or not 0 < self.shrinkage <= 1:
             raise UnknownOption(
-                f"r={self.r} directions of {rows.shape[1]} columns with shrinkage={self.shrinkage}: r must be from 1 to their "
-                "number, and the shrinkage above 0, to 1."
+                f"r={self.r} directions of n_features={rows.shape[1]} with shrinkage={self.shrinkage}: r must be from 1 to the "
+                "number of columns, and the shrinkage above 0, to 1."
             )
         z = torch.nn.functional.one_hot(torch.as_tensor(index), len(self.classes_)).to(rows)
         total = Joint.of(rows, z, products=rows.dtype)

@@ -13,11 +13,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from workbench.moments.products import add_square
+
 MEMORY = 10
 """Steps that L-BFGS looks back."""
 CURVATURE = 0.15
 """Of the loss, by which the penalty is weighed in the coordinates taken: a logit's p(1 - p) is 0.25 at most."""
-ROWS_A_COLUMN = 8
+ROWS_A_COLUMN = 16
 """Rows by which the coordinates are chosen, for each column: they decide the number of steps, not the solution."""
 LINE_STEPS = 8
 
@@ -50,7 +52,7 @@ def solve_logistic(
         weights: Of a row in a problem; 0 leaves it out.
         tol: The largest entry of the gradient, over the problem's weights, at which it is solved: as scikit-learn's.
     """
-    n, d = x.shape
+    d = x.shape[1]
     strengths, problems, _ = penalties.shape
     k = 1 if n_classes == 2 else n_classes
     total = weights.sum(0)
@@ -106,10 +108,12 @@ class _Coordinates:
     def __init__(self, x: Tensor, penalties: Tensor, total: Tensor, n_classes: int) -> None:
         self.strengths, self.problems, d = penalties.shape
         rows = x[:: max(1, len(x) // (ROWS_A_COLUMN * d))]
-        covariance = (rows.T @ rows) / len(rows)
+        covariance = x.new_zeros(d, d)
+        add_square(covariance, rows)
+        covariance = (covariance.tril() + covariance.tril(-1).T) / len(rows)
         each = (penalties / total[:, None]).mean(1)  # problems differ little: one factorisation does for all of a strength
         matrix = CURVATURE * covariance + torch.diag_embed(each)
-        matrix.diagonal(dim1=1, dim2=2).add_(1e-5 * covariance.diagonal().mean() + 1e-12)
+        matrix.diagonal(dim1=1, dim2=2).add_(1e-5 * covariance.diagonal() + 1e-12)
         self.factor = torch.linalg.cholesky(matrix)
         self.size = total.sqrt()
         self.bias_size = (CURVATURE * total).sqrt()

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import clone
 
 from probes.estimators.inputs import classes_of, require_as_many, rows_of
 from probes.estimators.linear import ProbableProbe
 from probes.estimators.logistic import LogisticProbe
 from probes.estimators.moments import plus, within_class
+from probes.estimators.strength import Strength
 from workbench.errors import UnknownOption
 from workbench.moments.joint import Joint
 
@@ -19,7 +19,7 @@ FIRST = 16
 """Columns that are looked at for each one wanted, before halving begins."""
 
 
-class SparseProbe(ProbableProbe):
+class SparseProbe(Strength, ProbableProbe):
     """Logistic regression on k columns (Gurnee et al. 2023, arXiv 2305.01610: adaptive thresholding). Of all columns those are
     taken whose class means lie furthest apart, in within-class spreads; a probe of them is fitted, the half with the larger
     coefficients (of standardised columns) kept, and so on until k are left.
@@ -37,14 +37,6 @@ class SparseProbe(ProbableProbe):
         """
         self.k, self.C, self.class_weight, self.seed, self.device = k, C, class_weight, seed, device
 
-    def variants(self) -> list[SparseProbe]:
-        """This probe: k is not chosen."""
-        return [clone(self)]
-
-    def settled(self) -> SparseProbe:
-        """A new one."""
-        return clone(self)
-
     def fit(self, X: Any, y: Any, *, groups: Any = None) -> SparseProbe:
         """
         Args:
@@ -58,7 +50,9 @@ class SparseProbe(ProbableProbe):
         if groups is not None:
             require_as_many(len(groups), len(rows), "groups")
         if not 1 <= self.k <= rows.shape[1]:
-            raise UnknownOption(f"k={self.k} of {rows.shape[1]} columns cannot be kept. Use a number from 1 to that.")
+            raise UnknownOption(
+                f"k={self.k} columns of n_features={rows.shape[1]} cannot be kept. Use a number from 1 to that."
+            )
         kept = self._apart(rows, index, len(classes))[: self.k * FIRST]
         while True:
             inner = LogisticProbe(self.C, class_weight=self.class_weight, device=self.device)

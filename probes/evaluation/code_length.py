@@ -1,14 +1,16 @@
 """Minimum description length: the bits that it takes to send the labels to someone who has the states alone.
 
-Source: Voita and Titov 2020 (arXiv 2003.12298), the online code. Labels go in blocks; each is coded by a probe that learnt from
-the blocks before it, the first by nothing. Differently from theirs, blocks are of whole groups, so that no block is coded by what
-the words of another give away; a probe with a strength codes everything at each strength, and the shortest code is taken, at
-log₂ of their number more; and probabilities are mixed with a little of the uniform, since a class may not have been seen yet.
+Source: Voita and Titov 2020 (arXiv 2003.12298), the online code. Labels go in blocks; each is coded by a probe that learnt
+from the blocks before it, the first by nothing. Differently from theirs, blocks are of whole groups, so that no block is coded
+by what the words of another give away; a probe with a strength codes everything at each strength, and the shortest code is
+taken, at log₂ of their number more; and probabilities are mixed with a little of the uniform, since a class may not have been
+seen yet.
 """
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +18,8 @@ import torch
 from torch import Tensor
 
 from probes.estimators.logistic import LogisticProbe, Scaled, log_probabilities
+from probes.evaluation.cross_fit import weighted
+from workbench.errors import TooFewExamples
 
 SHARES = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 1.0)
 """Of the examples, sent up to the end of each block: the paper's."""
@@ -52,7 +56,7 @@ def code_length(probe: Any, rows: Tensor, index: np.ndarray, n_classes: int, gro
     variants = probe.variants() if hasattr(probe, "variants") else [probe]
     bits = np.zeros((len(variants), len(ends)))
     bits[:, 0] = ends[0] * math.log2(n_classes)
-    for block, (start, end) in enumerate(zip(ends, ends[1:], strict=False), 1):
+    for block, (start, end) in enumerate(pairwise(ends), 1):
         log_p = _coded(probe, variants, x[:end], own[:start], n_classes)
         rare = 1 / (start + n_classes)
         p = (1 - rare) * np.exp(log_p[:, np.arange(end - start), own[start:end]]) + rare / n_classes
@@ -78,9 +82,13 @@ def _coded(probe: Any, variants: list[Any], x: Tensor, seen: np.ndarray, n_class
     if len(set(seen.tolist())) < 2:
         return np.full((len(variants), len(x) - n, n_classes), -math.log(n_classes))
     if not isinstance(probe, LogisticProbe):
-        found = np.full((len(variants), len(x) - n, n_classes), -np.inf)
+        found = np.full((len(variants), len(x) - n, n_classes), -math.log(n_classes))
         for at, one in enumerate(variants):
-            fitted = one.fit(x[:n], seen)
+            try:
+                fitted = one.fit(x[:n], seen)
+            except TooFewExamples:  # so few that they spread along no direction: they are coded by nothing
+                continue
+            found[at] = -np.inf
             found[at][:, fitted.classes_] = fitted.predict_log_proba(x[n:])
         return found
     weights = torch.zeros(len(x), device=x.device)
@@ -89,5 +97,6 @@ def _coded(probe: Any, variants: list[Any], x: Tensor, seen: np.ndarray, n_class
     probe.classes_ = np.arange(n_classes)
     rows = Scaled.of(x, weights, standardize=probe.standardize)
     labels = np.concatenate([seen, np.zeros(len(x) - n, seen.dtype)])[:, None]
-    fitted = probe.solve(rows, labels, weights.double().cpu().numpy()[:, None], [one.C for one in variants])
+    train = weights.bool().cpu().numpy()[:, None]
+    fitted = probe.solve(rows, labels, weighted(probe, labels, train), [one.C for one in variants])
     return log_probabilities(fitted, rows)[:, 0, n:].double().cpu().numpy()

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.base import clone
 from torch import Tensor
 
 from probes.estimators.moments import RidgeRegressionProbe
+from probes.estimators.strength import afresh
 from probes.evaluation.classes import Plan
 from probes.evaluation.code_length import blocks_of
 from probes.evaluation.splits import Splits, cells_of
@@ -53,13 +53,11 @@ def probed(probe: Any, rows: Tensor, plan: Plan, *, controls: bool) -> Numbers:
     return Numbers(found[0], mean, found[1:], seen, control, _bits_saved(probe, rows, y, groups, plan.seed), settled)
 
 
-def _cross_fit(
-    probe: Any, rows: Tensor, sets: list[np.ndarray], splits: Splits, groups: np.ndarray
-) -> tuple[np.ndarray, Any]:
+def _cross_fit(probe: Any, rows: Tensor, sets: list[np.ndarray], splits: Splits, groups: np.ndarray) -> tuple[np.ndarray, Any]:
     """Predictions of each set of targets, `[set, n, target]`, by the strength that was chosen for the first."""
     found = np.full((len(sets), *sets[0].shape), np.nan)
     closed = isinstance(probe, RidgeRegressionProbe)
-    width, settled = sets[0].shape[1], clone(probe)
+    width, settled = sets[0].shape[1], afresh(probe)
     sums, parts = _sums(rows, sets, splits) if closed else ([], [])
     for train, test in zip(splits.train.T, splits.test.T, strict=True):
         learnt, asked = (rows[torch.from_numpy(np.flatnonzero(part)).to(rows.device)] for part in (train, test))
@@ -68,11 +66,11 @@ def _cross_fit(
             if closed:
                 own = slice(q * width, (q + 1) * width)
                 kept = [joint for joint, part in zip(sums, parts, strict=True) if train[int(part[0])]]
-                fitted = clone(same).fit_moments(
+                fitted = afresh(same).fit_moments(
                     [one._replace(mean_y=one.mean_y[own], xy=one.xy[:, own], yy=one.yy[own, own]) for one in kept]
                 )
             else:
-                fitted = clone(same).fit(learnt, y[train], groups=groups[train])
+                fitted = afresh(same).fit(learnt, y[train], groups=groups[train])
             found[q, test] = fitted.predict(asked).reshape(int(test.sum()), -1)
             if q == 0:
                 same = settled = fitted.settled()
@@ -87,8 +85,9 @@ def _sums(rows: Tensor, sets: list[np.ndarray], splits: Splits) -> tuple[list[Jo
 
 
 def _bits_saved(probe: Any, rows: Tensor, y: np.ndarray, groups: np.ndarray, seed: int) -> float:
-    """An online code as `code_length`'s, of Gaussians: about a probe's predictions, of a spread that is a share of the targets' so
-    far, against one about their mean, of their spread. The best strength and share cost log₂ of their number more."""
+    """An online code as `code_length`'s, of Gaussians: about a probe's predictions, of a spread that is a share of the
+    targets' so far, against one about their mean, of their spread. The best strength and share cost log₂ of their number
+    more."""
     order, ends = blocks_of(groups, seed)
     x, own = rows[torch.from_numpy(order).to(rows.device)], y[order]
     variants = probe.variants()

@@ -83,7 +83,8 @@ def r_squared(target: np.ndarray, predicted: np.ndarray, mean: np.ndarray) -> tu
 
 
 def kilometres(target: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Great-circle distances between latitudes and longitudes `[n, 2]` in degrees; latitudes beyond a pole count as the pole."""
+    """Great-circle distances between latitudes and longitudes `[n, 2]` in degrees; latitudes beyond a pole count as the
+    pole."""
     a, b = np.radians(target), np.radians(np.stack([predicted[:, 0].clip(-90, 90), predicted[:, 1]], 1))
     lat, lon = (a - b).T
     half = np.sin(lat / 2) ** 2 + np.cos(a[:, 0]) * np.cos(b[:, 0]) * np.sin(lon / 2) ** 2

@@ -6,11 +6,13 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from probes.evaluation import classes, numbers
 from probes.evaluation.classes import Plan
 from probes.evaluation.scores import Resamples, classified, entropy_bits, interval, kilometres, r_squared
+from workbench.moments.joint import Joint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,6 +35,8 @@ class Scored:
         self.references: list[dict[str, Any]] = []
         self.predictions: list[pd.DataFrame] = []
         self.probes: dict[str, Any] = {}
+        self.patterns: dict[str, np.ndarray] = {}
+        self.null_patterns: dict[str, np.ndarray] = {}
         self.drawn: dict[str, np.ndarray] = {}
         """Scores of references in every resample."""
 
@@ -109,7 +113,11 @@ def scored_classes(
                                  "log2_p": p[np.arange(len(p)), index[tested]].astype(np.float32)}
         )
     )  # fmt: skip
-    score.probes[name] = found.settled.fit(rows, own.labels, groups=own.groups[:, 0])
+    score.probes[name] = found.settled.fit(rows, index, groups=own.groups[:, 0])
+    score.probes[name].classes_ = names
+    score.patterns[name] = class_pattern(rows, index, len(names))
+    if controls:
+        score.null_patterns[name] = np.concatenate([class_pattern(rows, index[order], len(names)) for order in plan.orders.T])
 
 
 def scored_numbers(
@@ -164,6 +172,23 @@ def scored_numbers(
     columns |= {f"{one}_predicted": predicted[:, i] for i, one in enumerate(own.target_names)}
     score.predictions.append(pd.DataFrame(score.about(name) | columns))
     score.probes[name] = found.settled.fit(rows, y, groups=own.groups[:, 0])
+    score.patterns[name] = number_pattern(rows, y)
+    if controls:
+        score.null_patterns[name] = np.concatenate([number_pattern(rows, y[order]) for order in plan.orders.T])
+
+
+def class_pattern(rows: Tensor, index: np.ndarray, n_classes: int) -> np.ndarray:
+    """What the states of a class have that the others have not: of two classes the second mean less the first, `[1, d]`; of
+    more, each mean less that of all, `[classes, d]`."""
+    z = torch.nn.functional.one_hot(torch.as_tensor(index), n_classes).to(rows)
+    means = (z.T @ rows / z.sum(0)[:, None]).double().cpu().numpy()
+    return means[1:] - means[:1] if n_classes == 2 else means - rows.mean(0).double().cpu().numpy()
+
+
+def number_pattern(rows: Tensor, y: np.ndarray) -> np.ndarray:
+    """The covariance of states with each target, over the target's spread, `[targets, d]`."""
+    joint = Joint.of(rows, torch.as_tensor(y, device=rows.device), products=rows.dtype)
+    return np.ascontiguousarray((joint.xy / (joint.yy.diagonal() * joint.n).sqrt()).T.cpu().numpy())
 
 
 def _selectivity(score: Scored, found: classes.Found, index: np.ndarray) -> dict[str, float]:

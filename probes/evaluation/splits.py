@@ -28,9 +28,11 @@ class Splits(NamedTuple):
 
     @classmethod
     def of(cls, fold: np.ndarray, keep: np.ndarray | None = None) -> Splits:
-        """A problem a fold; `keep` says which examples are tested."""
+        """A problem a fold that has something to test; `keep` says which examples are tested."""
         test = fold[:, None] == np.arange(fold.max() + 1)
-        return cls(~test, test if keep is None else test & keep[:, None])
+        asked = test if keep is None else test & keep[:, None]
+        used = asked.any(0)
+        return cls(~test[:, used], asked[:, used])
 
 
 def held_out(dataset: Dataset, folds: int, seed: int) -> Splits:
@@ -59,8 +61,8 @@ def held_out(dataset: Dataset, folds: int, seed: int) -> Splits:
 
 
 def within_types(dataset: Dataset, folds: int, seed: int) -> Splits | None:
-    """Each type's examples dealt out over the folds, so that a random label of the type could be learnt; types with one example are
-    learnt from, never tested. None if fewer than half of the examples could be."""
+    """Each type's examples dealt out over the folds, so that a random label of the type could be learnt; types with one
+    example are learnt from, never tested. None if fewer than half of the examples could be."""
     own = np.unique(dataset.types, return_inverse=True)[1]
     recurs = np.bincount(own)[own] > 1
     if recurs.mean() < 0.5:
@@ -87,8 +89,8 @@ def _folds(dataset: Dataset, groups: np.ndarray, folds: int, seed: int) -> np.nd
 
 
 def shuffled(dataset: Dataset, random: np.random.Generator) -> np.ndarray:
-    """An order of the examples that takes their labels from them, to be read as `labels[order]`: of whole groups where all examples
-    of a group have one label, so that the null repeats itself as the labels do; else of single examples."""
+    """An order of the examples that takes their labels from them, to be read as `labels[order]`: of whole groups where all
+    examples of a group have one label, so that the null repeats itself as the labels do; else of single examples."""
     groups = np.unique(dataset.groups[:, 0], return_inverse=True)[1]
     rows = np.arange(len(dataset))
     first = rows[np.unique(groups, return_index=True)[1]]
@@ -99,7 +101,7 @@ def shuffled(dataset: Dataset, random: np.random.Generator) -> np.ndarray:
 
 
 def control_labels(dataset: Dataset, random: np.random.Generator) -> np.ndarray:
-    """Of each type the label of an example drawn at random (Hewitt and Liang 2019), as indices of examples: the labels' shares stay,
-    what they meant does not."""
+    """Of each type the label of an example drawn at random (Hewitt and Liang 2019), as indices of examples: the labels' shares
+    stay, what they meant does not."""
     own = np.unique(dataset.types, return_inverse=True)[1]
     return random.integers(len(dataset), size=own.max() + 1)[own]

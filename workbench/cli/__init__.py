@@ -15,6 +15,7 @@ from workbench.cli import (
     linearity_verbs,
     model_verbs,
     neuron_verbs,
+    probe_verbs,
     prompt_verbs,
     run_verbs,
     shortcut_verbs,
@@ -34,7 +35,7 @@ _SETTINGS = {name: {"ignore_unknown_options": True} for name in ("neuron", "clam
 """Their argument may begin with a dash by mistake, as -1.3: so the verb sees it, and says what is wrong with it."""
 for _module in (
     model_verbs, neuron_verbs, card_verbs, direction_verbs, corpus_verbs, unit_verbs, linearity_verbs, shortcut_verbs,
-    transport_verbs, lens_verbs, convert_lens_verb, gradient_verbs,
+    transport_verbs, lens_verbs, convert_lens_verb, gradient_verbs, probe_verbs,
     prompt_verbs, run_verbs,
 ):  # fmt: skip
     for _name, _function in _module.VERBS.items():

@@ -1,4 +1,5 @@
-"""Is a concept there, at which layers, and would it be there in an untrained model? A probe at every site, with its controls."""
+"""Is a concept there, at which layers, and would it be there in an untrained model? A probe at every site, with its
+controls."""
 
 from __future__ import annotations
 
@@ -13,15 +14,18 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from probes.dataset import Dataset
+from probes.estimators.project import ProjectAndProbe
+from probes.estimators.strength import afresh
 from probes.evaluation.classes import Plan
 from probes.evaluation.site_scores import Scored, scored_classes, scored_numbers
 from probes.fit import probe_named
+from probes.folds import folds_by_group
 from probes.states import BAG, EMBEDDING, Pool, States, collect_states
 from probes.sweep_files import load_sweep, save_sweep
 from probes.sweep_text import sweep_text
-from probes.untrained import untrained
+from probes.untrained_model import untrained
 from workbench.analyses.lens import layer_of
-from workbench.errors import BadDataset, TooFewExamples, UnknownOption
+from workbench.errors import BadDataset, TooFewExamples, UnknownOption, require_one_of
 from workbench.model import LanguageModel
 from workbench.results import Result, versions
 
@@ -34,29 +38,40 @@ FOLDS, SHUFFLES = 5, 5
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ProbeSweep(Result):
-    """A row a site. All scores are of examples whose groups the probe did not learn from, unless said otherwise; `_low` and `_high`
-    hold 95 % of resamples of the groups.
+    """A row a site. All scores are of examples whose groups the probe did not learn from, unless said otherwise; `_low` and
+    `_high` hold 95 % of resamples of the groups.
 
     Columns for classes: site, layer, accuracy (with _low, _high), balanced_accuracy (mean over classes), information_bits (the
     entropy of the classes less the mean loss: V-information, Xu et al. 2020), shuffled_accuracy (mean over shuffled labels),
     shuffled_most (the largest of these), seen_accuracy (of words whose other examples were learnt from), control_accuracy (of
-    random labels of words, learnt alike), selectivity (their difference, with _low, _high), untrained_accuracy (_low, _high: the
-    same probe on the same model with random weights), over_untrained and over_embeddings (accuracy less that, with _low, _high),
-    bits (of the online code, an example), compression (uniform bits over these), shuffled_compression, untrained_compression,
-    strength.
+    random labels of words, learnt alike), selectivity (their difference, with _low, _high), untrained_accuracy (_low, _high:
+    the same probe on the same model with random weights), over_untrained and over_embeddings (accuracy less that, with _low,
+    _high), bits (of the online code, an example), compression (uniform bits over these), shuffled_compression,
+    untrained_compression, strength.
 
     Columns for numbers: r2 in place of accuracy, r2 of each target, median_km for latitude and longitude, bits_saved.
     """
 
     references: pd.DataFrame
-    """What is to be had without the model's work, a row each: the commonest class (or the mean), the embedding of the words asked
-    about, the mean embedding of all tokens up to there; columns as in `table`, as far as they have one."""
+    """What is to be had without the model's work, a row each: the commonest class (or the mean), the embedding of the words
+    asked about, the mean embedding of all tokens up to there; columns as in `table`, as far as they have one."""
     predictions: pd.DataFrame
-    """Held out, a row an example and site: site, example, group, label, predicted, and log2_p, the label's; for numbers, columns
-    of every target and its prediction."""
+    """Held out, a row an example and site: site, example, group, label, predicted, and log2_p, the label's; for numbers,
+    columns of every target and its prediction."""
     probes: dict[str, Any]
     """By site, the probe fitted to all examples at the strength that was chosen most often: for reading and steering, not for
-    scoring. Of `mlp` and after loading one of a kind without coefficients: none."""
+    scoring. After loading: those that have coefficients."""
+    patterns: dict[str, np.ndarray]
+    """By site, what the states of a class have that others have not (Haufe et al. 2014), `[1 or classes, d]`: of two classes
+    the second mean less the first, of more each less the mean of all; of numbers, the covariance with each target over its
+    spread, `[targets, d]`. A probe's coefficients say how to read a concept, which is not how the model writes it: they also
+    take away what merely goes along with it."""
+    null_patterns: dict[str, np.ndarray]
+    """The same of shuffled labels, one after another: where differences of means point that mean nothing. Empty without
+    controls."""
+    directions: pd.DataFrame | None
+    """Of the best site: example, group, label, first, second: the examples of one half of the groups along two directions
+    (`ProjectAndProbe`) that were fitted on the other half. None for numbers."""
 
     @property
     def measure(self) -> str:
@@ -93,8 +108,8 @@ class ProbeSweep(Result):
         return self.predictions[self.predictions["site"] == site].reset_index(drop=True)
 
     def plot(self, what: str = "layers", site: str | None = None) -> go.Figure:
-        """`layers`: score by layer with controls and bands; `confusion`; `directions`: examples along the two leading directions;
-        `map`: places where a probe of coordinates puts them.
+        """`layers`: score by layer with controls and bands; `confusion`; `directions`: examples along the two leading
+        directions; `map`: places where a probe of coordinates puts them.
 
         Raises:
             UnknownOption: for a picture that there is not, or not of this kind of probe.
@@ -104,7 +119,8 @@ class ProbeSweep(Result):
         return plot_sweep(self, what, site)
 
     def save(self, folder: str | Path) -> Path:
-        """Write probe_sweep.parquet, references.parquet, predictions.parquet, probes.safetensors and, last, run.json.
+        """Write probe_sweep.parquet, references.parquet, predictions.parquet, directions.parquet, probes.safetensors and, last,
+        run.json.
 
         Raises:
             CannotWrite: if the folder cannot be written.
@@ -129,7 +145,7 @@ def sweep(
     dataset: Dataset | str,
     sites: str | Sequence[str] = ("resid_pre.0", "resid_post"),
     *,
-    probe: str | Any = "logistic",
+    probe: Any = "logistic",
     pool: Pool = "last",
     controls: bool = True,
     folds: int = FOLDS,
@@ -145,8 +161,8 @@ def sweep(
     rows, by the true labels; shuffled labels and the control task are put to the same probe.
 
     Args:
-        model: A model; or rows that are at hand, by name, `[n, d]` each, in the order of the dataset (such as `States`), which are
-            then all that is probed.
+        model: A model; or rows that are at hand, by name, `[n, d]` each, in the order of the dataset (such as `States`), which
+            are then all that is probed.
         dataset: A `Dataset`, a file, or the name of a shipped set.
         sites: As `parse_sites` reads them; all states of the stream, if not given.
         probe: `logistic`, `lda`, `mean`, `sparse`, `project` or `mlp`, for numbers `ridge` or `mlp`; or an estimator of them.
@@ -160,7 +176,7 @@ def sweep(
         BadDataset, UnknownOption, NotFinite, OutOfMemory, TextTooLong, UnknownSite: as `Dataset.load` and `collect_states`.
     """
     dataset = dataset if isinstance(dataset, Dataset) else Dataset.load(dataset)
-    probe = _estimator(probe, dataset.kind, seed, device)
+    probe = _estimator(probe, dataset, seed, device)
     if folds < 2 or shuffles < 1:
         raise TooFewExamples(f"folds={folds}, shuffles={shuffles}: two folds are needed at least, and one shuffle.")
     plan = Plan.of(dataset, folds=folds, shuffles=shuffles, seed=seed)
@@ -193,29 +209,56 @@ def sweep(
         "held_out_columns": dataset.groups.shape[1], "versions": versions("scikit-learn"),
     }  # fmt: skip
     table, others, predictions = score.tables()
+    best = names[int(table["r2" if dataset.kind == "numbers" else "accuracy"].to_numpy().argmax())]
     if isinstance(model, LanguageModel):
         table.insert(1, "layer", [layer_of(name) for name in names])
     else:
         table.insert(1, "layer", range(len(names)))
-    return ProbeSweep(table=table, settings=settings, references=others, predictions=predictions, probes=score.probes)
+    return ProbeSweep(
+        table=table, settings=settings, references=others, predictions=predictions, probes=score.probes,
+        patterns=score.patterns, null_patterns=score.null_patterns,
+        directions=_leading(_rows(states[best], device), dataset, seed),
+    )  # fmt: skip
 
 
-def _estimator(probe: str | Any, kind: str, seed: int, device: str | None) -> Any:
-    """
+def _leading(rows: Tensor, dataset: Dataset, seed: int) -> pd.DataFrame | None:
+    """As `ProbeSweep.directions`."""
+    import pandas as pd
+
+    if dataset.kind == "numbers" or rows.shape[1] < 2:
+        return None
+    fold = folds_by_group(dataset.index, dataset.groups[:, 0], 2, seed)
+    learnt, drawn = (np.flatnonzero(fold == side) for side in (0, 1))
+    found = ProjectAndProbe(2).fit(rows[torch.from_numpy(learnt).to(rows.device)], dataset.labels[learnt])
+    first, second = found.transform(rows[torch.from_numpy(drawn).to(rows.device)]).T
+    return pd.DataFrame(
+        {"example": drawn, "group": dataset.groups[drawn, 0], "label": dataset.labels[drawn], "first": first, "second": second}
+    )
+
+
+def _estimator(probe: Any, dataset: Dataset, seed: int, device: str | None) -> Any:
+    """The probe to be fitted to indices of classes.
+
     Raises:
         UnknownOption: if there is no such probe, or it gives no probabilities.
     """
+    numbers = dataset.kind == "numbers"
     if isinstance(probe, str):
-        name = "ridge" if probe == "logistic" and kind == "numbers" else probe
-        probe = probe_named(name, kind, device=device)
+        probe = probe_named("ridge" if probe == "logistic" and numbers else probe, dataset.kind, device=device)
         if "seed" in probe.get_params():
             probe.set_params(seed=seed)
-    wanted = "predict" if kind == "numbers" else "predict_log_proba"
+    wanted = "predict" if numbers else "predict_log_proba"
     if not all(hasattr(probe, name) for name in (wanted, "variants", "settled")):
         raise UnknownOption(
             f"A {type(probe).__name__} cannot be swept: it has no {wanted}, or no strength to keep. Use one of the probes of "
             "probes.fit that gives probabilities (for numbers, predictions)."
         )
+    weights = probe.get_params().get("class_weight")
+    if isinstance(weights, dict):
+        names = dataset.classes.tolist()
+        for name in weights:
+            require_one_of("class_weight of", name, tuple(names))
+        probe = afresh(probe, class_weight={names.index(name): weight for name, weight in weights.items()})
     return probe
 
 

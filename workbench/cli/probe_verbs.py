@@ -1,0 +1,113 @@
+"""The verbs of probes."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workbench.cli.options import WRITTEN, Device, DType, Json, Model, Revision, load_model
+from workbench.cli.show import emit_json, say, table
+from workbench.embedded import DEFAULT as DEFAULT_MODEL
+from workbench.manifest import note, wrote
+
+STATES = "resid_pre.0,resid_post"
+
+
+def probe(
+    data: Annotated[str, typer.Option("--data", help="A .csv, .tsv or .parquet file, or a shipped set: see probe-sets.")],
+    site: Annotated[str, typer.Option("--site", "--sites", help="Sites, comma-separated; all states, if not given.")] = STATES,
+    probe: Annotated[
+        str, typer.Option(help="logistic, lda, mean, sparse, project or mlp; of numbers ridge (also as logistic) or mlp.")
+    ] = "logistic",
+    pool: Annotated[str, typer.Option(help="Of the words' tokens: last, first or mean.")] = "last",
+    text: Annotated[str, typer.Option(help="Column of the text.")] = "text",
+    label: Annotated[
+        str, typer.Option(help="Column of the label; several, comma-separated, are targets of a regression.")
+    ] = "label",
+    group: Annotated[
+        str | None, typer.Option(help="Column of what is held out together, or two; group, if there is one.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Column of the words asked about (12:17, or the words); target.")] = None,
+    type: Annotated[str | None, typer.Option(help="Column of what a control task labels at random; type.")] = None,
+    numbers: Annotated[bool, typer.Option("--numbers", help="Labels are numbers, for a regression.")] = False,
+    examples: Annotated[int | None, typer.Option(min=2, help="The first so many; all, if not given.")] = None,
+    controls: Annotated[bool, typer.Option(help="Untrained model, shuffled labels, control task.")] = True,
+    folds: Annotated[int, typer.Option(min=2, help="Of groups.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="Of folds, shuffles, untrained weights and resamples.")] = 0,
+    read: Annotated[bool, typer.Option("--read", help="Also read the best site's direction in words and neurons.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Also write tables, probes and pictures here."), WRITTEN
+    ] = None,
+    model: Model = DEFAULT_MODEL,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: DType = None,
+    json: Json = False,
+) -> None:
+    """Is a concept there, at which layers, and would it be there in an untrained model?"""
+    from probes.dataset import Dataset
+    from probes.reading import read_probe
+    from probes.probe_sweep import sweep
+    from workbench.artifacts import output_folder, write_page
+
+    if out is not None:
+        output_folder(out)
+    columns = label.split(",")
+    dataset = Dataset.load(
+        data, text=text, label=columns if len(columns) > 1 else label, group=None if group is None else group.split(","),
+        target=target, type=type, kind="numbers" if numbers else None,
+    )  # fmt: skip
+    dataset = dataset if examples is None else dataset.head(examples)
+    say(f"{dataset}")
+    loaded = load_model(model, revision, device, dtype)
+    note(seed=seed, dataset=dataset.settings)
+    found = sweep(
+        loaded, dataset, site.split(","), probe=probe, pool=pool, controls=controls, folds=folds, seed=seed,  # pyright: ignore[reportArgumentType]
+        device=device, progress=not json,
+    )  # fmt: skip
+    reading = read_probe(loaded, found) if read else None
+    if out is not None:
+        wrote(found.save(out))
+        for name in _pictures(found):
+            wrote(write_page(out / f"{name}.html", found.plot(name)))
+        if reading is not None:
+            wrote(reading.save(out / "reading"))
+    if json:
+        tables = {"table": found.table, "references": found.references}
+        rows = {name: one.astype(object).where(one.notna(), None).to_dict("records") for name, one in tables.items()}
+        more = (
+            {}
+            if reading is None
+            else {"neurons": reading.table.to_dict("records"), "words": reading.words.best().to_dict("records")}
+        )
+        emit_json({"settings": found.settings, "best": str(found.best()["site"])} | rows | more)
+        return
+    print(found)
+    if reading is not None:
+        print(f"\n{reading}")
+    if out is not None:
+        say(f"\nWritten to {out}; pictures: {', '.join(f'{name}.html' for name in _pictures(found))}.")
+
+
+def probe_sets(json: Json = False) -> None:
+    """List the probe sets that are shipped: what each asks, its size, classes and licence."""
+    from probes.shipped import shipped_sets
+
+    found = shipped_sets()
+    if json:
+        emit_json({"sets": found})
+        return
+    rows = [
+        [name, f"{about['rows']:,}", f"{about['groups']:,}", about["licence"], about["asks"]] for name, about in found.items()
+    ]
+    table("Probe sets", ["name", "rows", "groups", "licence", "asks"], rows, left=["name", "licence", "asks"])
+
+
+def _pictures(found) -> list[str]:
+    """Names of all pictures that there are of a sweep."""
+    if found.settings["labels_are"] == "numbers":
+        return ["layers", *(["map"] if found.settings["targets"] == ["latitude", "longitude"] else [])]
+    return ["layers", "confusion", *(["directions"] if found.directions is not None else [])]
+
+
+VERBS = {"probe": probe, "probe-sets": probe_sets}
