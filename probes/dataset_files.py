@@ -36,7 +36,7 @@ def read(
     groups = groups or (["group"] if "group" in table else [])
     target = target or ("target" if "target" in table else None)
     type = type or ("type" if "type" in table else None)
-    numeric = len(labels) > 1 or table[labels[0]].dtype.kind == "f"
+    numeric = len(labels) > 1 or _are_fractions(table[labels[0]])
     kind = kind or ("numbers" if numeric else "classes")
     require_one_of("kind", kind, ("classes", "numbers"))
     texts = [one if isinstance(one, str) else "" for one in table[text].tolist()]
@@ -53,6 +53,12 @@ def read(
         types=None if type is None else table[type].astype(str).to_numpy(object),
         kind=kind, target_names=tuple(labels), name=name, about=about,
     )  # fmt: skip
+
+
+def _are_fractions(column: pd.Series) -> bool:
+    """Whether some label is no whole number; a column of these is read as fractions too, where one is missing."""
+    values = column.to_numpy()
+    return column.dtype.kind == "f" and bool((values[np.isfinite(values)] % 1 != 0).any())
 
 
 def span_of(given: Any, text: str, i: int) -> tuple[int, int]:

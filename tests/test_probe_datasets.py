@@ -299,3 +299,12 @@ def test_labels_of_several_kinds_or_columns_are_named():
         Dataset.load(table(label=pd.Series(["a", 1, "b", 2], dtype=object)))
     with pytest.raises(BadDataset, match=re.compile("label", re.IGNORECASE)):
         Dataset(TEXTS, [["a", "b"]] * 4)
+
+
+def test_whole_numbers_are_classes_even_where_one_is_missing(tmp_path):
+    """A missing one makes fractions of a column of 0 and 1, which no one meant to regress on."""
+    table = pd.DataFrame({"text": TEXTS, "label": [0.0, 1.0, 0.0, 1.0]})
+    assert Dataset.load(table).kind == "classes"
+    assert Dataset.load(table.assign(label=[0.0, 1.5, 0.0, 1.0])).kind == "numbers"
+    with pytest.raises(BadDataset, match="Example 1 of 'table' has no label"):
+        Dataset.load(table.assign(label=[0.0, None, 0.0, 1.0]))

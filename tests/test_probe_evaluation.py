@@ -9,6 +9,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from planted import blobs, log_loss, tensor
+from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, r2_score
 from sklearn.pipeline import make_pipeline
@@ -144,27 +145,36 @@ def test_cells_are_rows_on_the_same_side_of_every_problem():
 def test_labels_of_groups_are_shuffled_as_they_repeat():
     groups = np.repeat(np.arange(40), np.arange(40) % 3 + 2)
     index = (np.arange(40) % 2)[groups]
-    order = shuffled(rows_set(index, groups), np.random.default_rng(0))
-    assert all(len(set(index[order][groups == group])) == 1 for group in range(40))
-    drawn = [index[order][groups == group][0] for group in range(40)]
-    assert sum(drawn) == 20, "each group's label is given to one group"
-    assert (index[order] != index).any()
+    found = shuffled(rows_set(index, groups), np.random.default_rng(0))
+    assert all(len(set(found[groups == group])) == 1 for group in range(40))
+    assert found.mean() == pytest.approx(index.mean(), abs=4 / len(index)), "up to the largest group"
+    assert (found != index).any()
     numbers_of = np.random.default_rng(0).normal(size=40)[groups]
-    order = shuffled(rows_set(numbers_of, groups, kind="numbers"), np.random.default_rng(0))
-    assert sorted({*numbers_of[order]}) == sorted({*numbers_of})
+    found = shuffled(rows_set(numbers_of, groups, kind="numbers"), np.random.default_rng(0))
+    assert sorted({*found[:, 0]}) == sorted({*numbers_of})
+
+
+def test_shuffled_labels_keep_their_shares_where_one_class_has_few_large_groups():
+    """Moved from group to group, they would nearly all be of the class with many groups, and easy to guess."""
+    groups = np.concatenate([np.repeat(np.arange(20), 30), 20 + np.arange(600)])
+    index = (groups < 20).astype(int)
+    for seed in range(5):
+        found = shuffled(rows_set(index, groups), np.random.default_rng(seed))
+        assert found.mean() == pytest.approx(0.5, abs=30 / 1200)
+        assert 0.2 < found[:600].mean() < 0.8, "and large groups have both"
 
 
 def test_labels_that_differ_within_groups_are_shuffled_one_by_one():
     index = np.arange(60) % 3
-    order = shuffled(rows_set(index, np.arange(60) // 6), np.random.default_rng(0))
-    assert sorted(order) == list(range(60))
-    assert (index[order] != index).any()
+    found = shuffled(rows_set(index, np.arange(60) // 6), np.random.default_rng(0))
+    assert sorted(found) == sorted(index)
+    assert (found != index).any()
 
 
 def test_a_control_task_gives_a_type_one_label_at_the_labels_shares():
     types = np.repeat(np.arange(2000), 2)
     index = (np.arange(4000) % 10 < 3).astype(int)
-    found = index[control_labels(rows_set(index, types=types), np.random.default_rng(0))]
+    found = control_labels(rows_set(index, types=types), np.random.default_rng(0))
     assert (found[::2] == found[1::2]).all()
     # 2,000 draws at 0.3 have a standard error of 0.01
     assert found.mean() == pytest.approx(0.3, abs=0.03)
@@ -369,7 +379,7 @@ def test_labels_that_mean_nothing_have_no_selectivity(probe):
     plan = Plan.of(dataset, folds=5, shuffles=2, seed=0)
     found = classes.probed(probe, rows, plan, controls=True)
     task = classified(found.seen, dataset.index)
-    control = classified(found.control, dataset.index[plan.control])
+    control = classified(found.control, plan.control)
     assert control.accuracy > 0.55, "300 types in 20 columns can partly be learnt by heart"
     # Two sets of 300 random labels: their accuracies differ by chance, 0.03 at one standard error
     assert task.accuracy - control.accuracy == pytest.approx(0, abs=0.08)
@@ -383,25 +393,25 @@ def test_labels_that_mean_something_have():
     found = classes.probed(LogisticProbe(), rows, plan, controls=True)
     index = dataset.index
     assert classified(found.log_p, index).accuracy > 0.85
-    task, control = classified(found.seen, index), classified(found.control, index[plan.control])
+    task, control = classified(found.seen, index), classified(found.control, plan.control)
     assert task.accuracy - control.accuracy > 0.1
     assert found.shuffled.shape == (3, 1500, 2)
-    for log_p, order in zip(found.shuffled, plan.orders.T, strict=True):
-        assert classified(log_p, index[order]).accuracy == pytest.approx(0.5, abs=0.1)  # of 300 types, 0.03 is one error
+    for log_p, labels in zip(found.shuffled, plan.shuffled, strict=True):
+        assert classified(log_p, labels).accuracy == pytest.approx(0.5, abs=0.1)  # of 300 types, 0.03 is one error
     assert found.code.compression > 1.5 > 1.1 > found.shuffled_code.compression
     bare = classes.probed(LogisticProbe(), rows, plan, controls=False)
-    np.testing.assert_allclose(bare.log_p, found.log_p, atol=0.01)  # beside other labels, steps differ: solved to 1e-4
+    np.testing.assert_allclose(bare.log_p, found.log_p, atol=0.03)  # beside other labels, steps differ: solved to 1e-4
     assert (bare.seen, bare.control, bare.shuffled_code) == (None, None, None)
 
 
 def test_a_plan_is_the_same_for_the_same_seed_and_another_for_another():
     _, dataset = words(meaning=True)
     one, same, other = (Plan.of(dataset, folds=5, shuffles=2, seed=seed) for seed in (0, 0, 1))
-    for part in ("orders", "control"):
+    for part in ("shuffled", "control"):
         np.testing.assert_array_equal(getattr(one, part), getattr(same, part))
-        assert (getattr(one, part) != getattr(other, part)).any()
+        assert (np.array(getattr(one, part)) != np.array(getattr(other, part))).any()
     np.testing.assert_array_equal(one.splits.test, same.splits.test)
-    assert (one.orders[:, 0] != one.orders[:, 1]).any()
+    assert (one.shuffled[0] != one.shuffled[1]).any()
 
 
 # ---- Code lengths
@@ -451,6 +461,8 @@ def test_every_block_is_coded_by_those_before_it(probe):
     found = code_length(probe, tensor(x), y, 3, groups, 0)
     order, ends = blocks_of(groups, 0)
     x, y = x[order], y[order]
+    if isinstance(probe, LogisticProbe):  # by all states, which both sides have
+        x, probe = StandardScaler().fit_transform(x), clone(probe).set_params(standardize=False)
     assert found.ends == ends
     assert found.blocks[0] == ends[0] * math.log2(3)
     for at, (start, end) in enumerate(pairwise(ends), 1):
@@ -627,8 +639,8 @@ def test_planted_numbers_are_found_and_shuffled_ones_are_not(probe):
             assert min(each) > 0.9
             assert value > 0.95 or isinstance(probe, MLPRegressionProbe)
             assert found.bits_saved > 1
-            for own, order in zip(found.shuffled, plan.orders.T, strict=False):
-                assert r_squared(dataset.labels[order], own, found.mean)[0] <= 0.05
+            for own, other in zip(found.shuffled, plan.shuffled, strict=False):
+                assert r_squared(other, own, found.mean)[0] <= 0.05
         else:
             assert value <= 0.05
             assert found.bits_saved <= 0.05
@@ -642,13 +654,13 @@ def test_numbers_are_cross_fitted_as_in_a_loop():
     for train, test in zip(plan.splits.train.T, plan.splits.test.T, strict=True):
         probe = RidgeRegressionProbe(5.0)
         np.testing.assert_allclose(found.predicted[test], probe.fit(x[train], y[train]).predict(x[test]), atol=1e-8)
-        own = y[plan.orders[:, 0]]
+        own = plan.shuffled[0]
         np.testing.assert_allclose(found.shuffled[0][test], probe.fit(x[train], own[train]).predict(x[test]), atol=1e-8)
         np.testing.assert_allclose(found.mean[test], np.broadcast_to(y[train].mean(0), (test.sum(), 2)), atol=1e-9)
     assert found.settled.alpha == 5.0
     assert found.seen.shape == found.control.shape == y.shape
     seen = r_squared(y, found.seen, np.broadcast_to(y.mean(0), y.shape))[0]
-    own = y[plan.control]
+    own = plan.control
     assert seen > 0.95 > 0.3 > r_squared(own, found.control, np.broadcast_to(own.mean(0), y.shape))[0]
 
 

@@ -18,12 +18,12 @@ class Plan(NamedTuple):
 
     dataset: Dataset
     splits: Splits
-    orders: np.ndarray
-    """`[n, shuffle]`: labels are shuffled as `index[order]`."""
+    shuffled: list[np.ndarray]
+    """Labels that mean nothing."""
     seen: Splits | None
     """Splits in which the types of what is tested were learnt from; None if too few types recur."""
     control: np.ndarray
-    """`[n]`: the control task's labels are `index[control]`."""
+    """Labels of the control task."""
     seed: int
 
     @classmethod
@@ -34,7 +34,7 @@ class Plan(NamedTuple):
         """
         random = np.random.default_rng(seed)
         return cls(
-            dataset, held_out(dataset, folds, seed), np.stack([shuffled(dataset, random) for _ in range(shuffles)], 1),
+            dataset, held_out(dataset, folds, seed), [shuffled(dataset, random) for _ in range(shuffles)],
             within_types(dataset, folds, seed), control_labels(dataset, random), seed,
         )  # fmt: skip
 
@@ -62,11 +62,11 @@ def probed(probe: Any, rows: Tensor, plan: Plan, *, controls: bool) -> Found:
     """
     own = plan.dataset
     index, k, groups = own.index, len(own.classes), own.groups[:, 0]
-    labels = np.stack([index, *(index[plan.orders].T if controls else ())], 1)
+    labels = np.stack([index, *(plan.shuffled if controls else ())], 1)
     log_p, settled = cross_fit(probe, rows, labels, k, plan.splits, groups)
     seen = control = None
     if controls and plan.seen is not None:
-        tasks = np.stack([index, index[plan.control]], 1)
+        tasks = np.stack([index, plan.control], 1)
         (seen, control), _ = cross_fit(probe, rows, tasks, k, plan.seen, groups)
     code = code_length(probe, rows, index, k, groups, plan.seed)
     null = code_length(probe, rows, labels[:, 1], k, groups, plan.seed) if controls else None

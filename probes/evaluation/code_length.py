@@ -3,8 +3,8 @@
 Source: Voita and Titov 2020 (arXiv 2003.12298), the online code. Labels go in blocks; each is coded by a probe that learnt
 from the blocks before it, the first by nothing. Differently from theirs, blocks are of whole groups, so that no block is coded
 by what the words of another give away; a probe with a strength codes everything at each strength, and the shortest code is
-taken, at log₂ of their number more; and probabilities are mixed with a little of the uniform, since a class may not have been
-seen yet.
+taken, at log₂ of their number more; columns are standardised by all states, which the other side has too; and probabilities
+are mixed with a little of the uniform, since a class may not have been seen yet.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from probes.estimators.logistic import LogisticProbe, Scaled, log_probabilities
+from probes.estimators.strength import afresh
 from probes.evaluation.cross_fit import weighted
 from workbench.errors import TooFewExamples
 
@@ -53,11 +54,23 @@ def code_length(probe: Any, rows: Tensor, index: np.ndarray, n_classes: int, gro
     """
     order, ends = blocks_of(groups, seed)
     x, own = rows[torch.from_numpy(order).to(rows.device)], index[order]
-    variants = probe.variants() if hasattr(probe, "variants") else [probe]
+    variants: list[Any] = probe.variants()
+    scaled: Scaled | None = None
+    if isinstance(probe, LogisticProbe):
+        scaled = Scaled.of(x, torch.ones(len(x), device=x.device), standardize=probe.standardize)
+        if probe.standardize:  # by all states, so that no block needs units of its own
+            scaled = scaled._replace(spread=torch.ones_like(scaled.spread))
+            variants = [afresh(one, standardize=False) for one in variants]
     bits = np.zeros((len(variants), len(ends)))
     bits[:, 0] = ends[0] * math.log2(n_classes)
     for block, (start, end) in enumerate(pairwise(ends), 1):
-        log_p = _coded(probe, variants, x[:end], own[:start], n_classes)
+        seen = own[:start]
+        if len(set(seen.tolist())) < 2:
+            log_p = np.full((len(variants), end - start, n_classes), -math.log(n_classes))
+        elif scaled is None:
+            log_p = _coded(variants, x, seen, end, n_classes)
+        else:
+            log_p = _coded_at_once(variants, scaled, seen, end, n_classes)
         rare = 1 / (start + n_classes)
         p = (1 - rare) * np.exp(log_p[:, np.arange(end - start), own[start:end]]) + rare / n_classes
         bits[:, block] = -np.log2(p).sum(1)
@@ -76,27 +89,25 @@ def blocks_of(groups: np.ndarray, seed: int) -> tuple[np.ndarray, list[int]]:
     return order, sorted({int(last[np.searchsorted(last, min(one, len(own)))]) for one in wanted})
 
 
-def _coded(probe: Any, variants: list[Any], x: Tensor, seen: np.ndarray, n_classes: int) -> np.ndarray:
+def _coded(variants: list[Any], x: Tensor, seen: np.ndarray, end: int, n_classes: int) -> np.ndarray:
     """Logarithms of the probabilities of the rows after those whose labels were seen, `[variant, row, class]`."""
     n = len(seen)
-    if len(set(seen.tolist())) < 2:
-        return np.full((len(variants), len(x) - n, n_classes), -math.log(n_classes))
-    if not isinstance(probe, LogisticProbe):
-        found = np.full((len(variants), len(x) - n, n_classes), -math.log(n_classes))
-        for at, one in enumerate(variants):
-            try:
-                fitted = one.fit(x[:n], seen)
-            except TooFewExamples:  # so few that they spread along no direction: they are coded by nothing
-                continue
-            found[at] = -np.inf
-            found[at][:, fitted.classes_] = fitted.predict_log_proba(x[n:])
-        return found
-    weights = torch.zeros(len(x), device=x.device)
-    weights[:n] = 1
-    probe = variants[0]
+    found = np.full((len(variants), end - n, n_classes), -math.log(n_classes))
+    for at, one in enumerate(variants):
+        try:
+            fitted = one.fit(x[:n], seen)
+        except TooFewExamples:  # so few that they spread along no direction: they are coded by nothing
+            continue
+        found[at] = -np.inf
+        found[at][:, fitted.classes_] = fitted.predict_log_proba(x[n:end])
+    return found
+
+
+def _coded_at_once(variants: list[LogisticProbe], x: Scaled, seen: np.ndarray, end: int, n_classes: int) -> np.ndarray:
+    """The same of all strengths in one go."""
+    probe, n = variants[0], len(seen)
     probe.classes_ = np.arange(n_classes)
-    rows = Scaled.of(x, weights, standardize=probe.standardize)
-    labels = np.concatenate([seen, np.zeros(len(x) - n, seen.dtype)])[:, None]
-    train = weights.bool().cpu().numpy()[:, None]
-    fitted = probe.solve(rows, labels, weighted(probe, labels, train), [one.C for one in variants])
-    return log_probabilities(fitted, rows)[:, 0, n:].double().cpu().numpy()
+    learnt, asked = (x._replace(x=x.x[part]) for part in (slice(0, n), slice(n, end)))
+    weights = weighted(probe, seen[:, None], np.ones((n, 1), bool))
+    fitted = probe.solve(learnt, seen[:, None], weights, [float(one.C) for one in variants])
+    return log_probabilities(fitted, asked)[:, 0].double().cpu().numpy()

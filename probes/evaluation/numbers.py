@@ -31,7 +31,7 @@ class Numbers(NamedTuple):
     """`[shuffle, n, target]`."""
     seen: np.ndarray | None
     control: np.ndarray | None
-    """Of the control task, whose targets are `labels[plan.control]`."""
+    """Of the control task."""
     bits_saved: float
     """An example and target: by how much the online code of the targets is shorter than one that knows no states."""
     settled: Any
@@ -42,14 +42,14 @@ def probed(probe: Any, rows: Tensor, plan: Plan, *, controls: bool) -> Numbers:
     """As `classes.probed`, of numbers."""
     own = plan.dataset
     y, groups = own.labels, own.groups[:, 0]
-    sets = [y, *(y[order] for order in (plan.orders.T if controls else ()))]
+    sets = [y, *(plan.shuffled if controls else ())]
     found, settled = _cross_fit(probe, rows, sets, plan.splits, groups)
     mean = np.full(y.shape, np.nan)
     for train, test in zip(plan.splits.train.T, plan.splits.test.T, strict=True):
         mean[test] = y[train].mean(0)
     seen = control = None
     if controls and plan.seen is not None:
-        (seen, control), _ = _cross_fit(probe, rows, [y, y[plan.control]], plan.seen, groups)
+        (seen, control), _ = _cross_fit(probe, rows, [y, plan.control], plan.seen, groups)
     return Numbers(found[0], mean, found[1:], seen, control, _bits_saved(probe, rows, y, groups, plan.seed), settled)
 
 

@@ -32,7 +32,7 @@ class Scored:
         self.seen = None if plan.seen is None else plan.seen.tested
         self.seen_resamples = None if self.seen is None else Resamples(groups[self.seen], seed)
         self.rows: list[dict[str, Any]] = []
-        self.references: list[dict[str, Any]] = []
+        self.references = [_mean(self) if plan.dataset.kind == "numbers" else _commonest_class(self)]
         self.predictions: list[pd.DataFrame] = []
         self.probes: dict[str, Any] = {}
         self.patterns: dict[str, np.ndarray] = {}
@@ -79,12 +79,10 @@ def scored_classes(
         "balanced_accuracy": result.balanced_accuracy, "information_bits": prior - result.bits,
     }  # fmt: skip
     if reference:
-        if not score.references:
-            score.references.append(_commonest_class(score, prior))
         score.drawn[name] = draws
     if controls:
-        null = [classified(log_p[tested], own.index[order][tested]).accuracy
-                for log_p, order in zip(found.shuffled, plan.orders.T, strict=True)]  # fmt: skip
+        null = [classified(log_p[tested], labels[tested]).accuracy
+                for log_p, labels in zip(found.shuffled, plan.shuffled, strict=True)]  # fmt: skip
         row |= {"shuffled_accuracy": float(np.mean(null)), "shuffled_most": max(null)}
         row |= _selectivity(score, found, index)
     if twin is not None:
@@ -117,7 +115,7 @@ def scored_classes(
     score.probes[name].classes_ = names
     score.patterns[name] = class_pattern(rows, index, len(names))
     if controls:
-        score.null_patterns[name] = np.concatenate([class_pattern(rows, index[order], len(names)) for order in plan.orders.T])
+        score.null_patterns[name] = np.concatenate([class_pattern(rows, labels, len(names)) for labels in plan.shuffled])
 
 
 def scored_numbers(
@@ -139,19 +137,15 @@ def scored_numbers(
     if places:
         row["median_km"] = float(np.median(kilometres(target, predicted)))
     if reference:
-        if not score.references:
-            away = {"median_km": float(np.median(kilometres(target, mean)))} if places else {}
-            score.references.append({"site": "mean", "r2": 0.0, "r2_low": 0.0, "r2_high": 0.0, "bits_saved": 0.0} | away)
         score.drawn[name] = draws
     if controls:
-        null = [r_squared(y[order][tested], other[tested], mean)[0]
-                for other, order in zip(found.shuffled, plan.orders.T, strict=True)]  # fmt: skip
+        null = [r_squared(other[tested], guess[tested], np.broadcast_to(other.mean(0), other.shape)[tested])[0]
+                for guess, other in zip(found.shuffled, plan.shuffled, strict=True)]  # fmt: skip
         row |= {"shuffled_r2": float(np.mean(null)), "shuffled_most": max(null)}
         if found.seen is not None and found.control is not None and score.seen is not None:
             at = score.seen
-            middle = np.broadcast_to(y.mean(0), y.shape)[at]
-            seen, control = (r_squared(own_y[at], guess[at], middle)[0]
-                             for own_y, guess in ((y, found.seen), (y[plan.control], found.control)))  # fmt: skip
+            seen, control = (r_squared(own_y[at], guess[at], np.broadcast_to(own_y.mean(0), y.shape)[at])[0]
+                             for own_y, guess in ((y, found.seen), (plan.control, found.control)))  # fmt: skip
             row |= {"seen_r2": seen, "control_r2": control, "selectivity": seen - control}
     if twin is not None:
         fresh = numbers.probed(probe, twin, plan, controls=False)
@@ -174,7 +168,7 @@ def scored_numbers(
     score.probes[name] = found.settled.fit(rows, y, groups=own.groups[:, 0])
     score.patterns[name] = number_pattern(rows, y)
     if controls:
-        score.null_patterns[name] = np.concatenate([number_pattern(rows, y[order]) for order in plan.orders.T])
+        score.null_patterns[name] = np.concatenate([number_pattern(rows, other) for other in plan.shuffled])
 
 
 def class_pattern(rows: Tensor, index: np.ndarray, n_classes: int) -> np.ndarray:
@@ -196,16 +190,28 @@ def _selectivity(score: Scored, found: classes.Found, index: np.ndarray) -> dict
         return {}
     at = score.seen
     task = classified(found.seen[at], index[at])
-    control = classified(found.control[at], index[score.plan.control][at])
+    control = classified(found.control[at], score.plan.control[at])
     draws = score.seen_resamples.means(task.hits - control.hits)
     return {"seen_accuracy": task.accuracy, "control_accuracy": control.accuracy} | between(
         "selectivity", task.accuracy - control.accuracy, draws
     )
 
 
-def _commonest_class(score: Scored, prior: float) -> dict[str, Any]:
+def _mean(score: Scored) -> dict[str, Any]:
+    """What the training rows' mean is worth on those held out: by this all else is measured."""
+    y, splits = score.plan.dataset.labels, score.plan.splits
+    row: dict[str, Any] = {"site": "mean", "r2": 0.0, "r2_low": 0.0, "r2_high": 0.0, "bits_saved": 0.0}
+    if score.plan.dataset.target_names == COORDINATES:
+        away = [kilometres(y[test], np.broadcast_to(y[train].mean(0), y.shape)[test])
+                for train, test in zip(splits.train.T, splits.test.T, strict=True)]  # fmt: skip
+        row["median_km"] = float(np.median(np.concatenate(away)))
+    return row
+
+
+def _commonest_class(score: Scored) -> dict[str, Any]:
     """What the training rows' commonest class is worth on those held out."""
     index = score.plan.dataset.index
+    prior = entropy_bits(index[score.tested])
     hits = np.full(len(index), np.nan)
     for train, test in zip(score.plan.splits.train.T, score.plan.splits.test.T, strict=True):
         hits[test] = index[test] == np.bincount(index[train]).argmax()

@@ -89,19 +89,29 @@ def _folds(dataset: Dataset, groups: np.ndarray, folds: int, seed: int) -> np.nd
 
 
 def shuffled(dataset: Dataset, random: np.random.Generator) -> np.ndarray:
-    """An order of the examples that takes their labels from them, to be read as `labels[order]`: of whole groups where all
-    examples of a group have one label, so that the null repeats itself as the labels do; else of single examples."""
+    """Labels that mean nothing, of each example: indices of classes `[n]`, or targets `[n, target]`.
+
+    Where all examples of a group have one label, whole groups change theirs, so that the null repeats itself as the labels do:
+    classes are dealt out to groups in random order, each by what it still lacks of its examples. Else examples are shuffled.
+    """
+    own = dataset.labels if dataset.kind == "numbers" else dataset.index
     groups = np.unique(dataset.groups[:, 0], return_inverse=True)[1]
-    rows = np.arange(len(dataset))
-    first = rows[np.unique(groups, return_index=True)[1]]
-    labels = dataset.labels if dataset.kind == "numbers" else dataset.index[:, None]
-    if (labels == labels[first[groups]]).all():
-        return first[random.permutation(len(first))][groups]
-    return random.permutation(rows)
+    first = np.unique(groups, return_index=True)[1]
+    if (own != own[first[groups]]).any():
+        return own[random.permutation(len(own))]
+    if dataset.kind == "numbers":
+        return own[first[random.permutation(len(first))][groups]]
+    sizes, lacking = np.bincount(groups), np.bincount(own).astype(float)
+    dealt = np.empty(len(first), own.dtype)
+    for group in random.permutation(len(first)):
+        dealt[group] = random.choice(len(lacking), p=lacking.clip(0) / lacking.clip(0).sum())
+        lacking[dealt[group]] -= sizes[group]
+    return dealt[groups]
 
 
 def control_labels(dataset: Dataset, random: np.random.Generator) -> np.ndarray:
-    """Of each type the label of an example drawn at random (Hewitt and Liang 2019), as indices of examples: the labels' shares
+    """Of each type the label of an example drawn at random (Hewitt and Liang 2019), as `shuffled` gives labels: their shares
     stay, what they meant does not."""
     own = np.unique(dataset.types, return_inverse=True)[1]
-    return random.integers(len(dataset), size=own.max() + 1)[own]
+    drawn = random.integers(len(dataset), size=own.max() + 1)[own]
+    return (dataset.labels if dataset.kind == "numbers" else dataset.index)[drawn]
