@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import probes
 import workbench
 
 ROOT = Path(workbench.__file__).parent.parent
@@ -56,11 +57,27 @@ REACHING_UP = {
 """One-line imports inside a method, for convenience."""
 
 
-def modules():
-    for path in sorted((ROOT / "workbench").rglob("*.py")):
-        if path.parent == ROOT / "workbench" and path.name == "__init__.py":
+PROBE_FLOORS = [
+    ["shipped", "folds"],
+    ["dataset", "estimators"],
+    ["dataset_files", "fit", "states", "untrained_model", "evaluation"],
+    ["sweep_files", "sweep_text"],
+    ["probe_sweep"],
+    ["reading", "plots"],
+]
+"""Of `probes`, which stands on the workbench."""
+
+PROBES_REACHING_UP = {
+    ("dataset", "dataset_files"),  # Dataset.load()
+    ("probe_sweep", "plots"),  # sweep.plot()
+}
+
+
+def modules(package: str = "workbench"):
+    for path in sorted((ROOT / package).rglob("*.py")):
+        if path.parent == ROOT / package and path.name == "__init__.py":
             continue
-        yield path, path.relative_to(ROOT / "workbench").parts[0].removesuffix(".py")
+        yield path, path.relative_to(ROOT / package).parts[0].removesuffix(".py")
 
 
 def imports(tree):
@@ -72,28 +89,44 @@ def imports(tree):
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module and not hasattr(node, "types_only"):
             yield node.module, node
-            yield from ((f"{node.module}.{alias.name}", node) for alias in node.names if node.module == "workbench")
+            if node.module in ("workbench", "probes"):
+                yield from ((f"{node.module}.{alias.name}", node) for alias in node.names)
         elif isinstance(node, ast.Import) and not hasattr(node, "types_only"):
             yield from ((alias.name, node) for alias in node.names)
 
 
-def test_imports_go_one_way():
-    height = {name: i for i, floor in enumerate(FLOORS) for name in floor}
+@pytest.mark.parametrize(
+    ("package", "floors", "reaching_up"),
+    [("workbench", FLOORS, REACHING_UP), ("probes", PROBE_FLOORS, PROBES_REACHING_UP)],
+    ids=["workbench", "probes"],
+)
+def test_imports_go_one_way(package, floors, reaching_up):
+    height = {name: i for i, floor in enumerate(floors) for name in floor}
     seen = set()
-    for path, room in modules():
+    for path, room in modules(package):
         tree = ast.parse(path.read_text())
         top = {id(node) for node in tree.body}
-        assert room in height, f"{path} stands on no floor: add it to FLOORS"
+        assert room in height, f"{path} stands on no floor: add it to the floors of {package}"
         for name, node in imports(tree):
-            if not name.startswith("workbench.") or name == "workbench.__init__":
+            if not name.startswith(f"{package}.") or name == f"{package}.__init__":
                 continue
             target = name.split(".")[1]
             if target == room or height.get(target, -1) <= height[room]:
                 continue
             assert id(node) not in top, f"{path} imports {name}, which stands above it"
-            assert (room, target) in REACHING_UP, f"{path} reaches up to {name}"
+            assert (room, target) in reaching_up, f"{path} reaches up to {name}"
             seen.add((room, target))
-    assert seen == REACHING_UP
+    assert seen == reaching_up
+
+
+def test_the_workbench_does_not_know_probes_but_for_their_verb():
+    for path, room in modules():
+        tree = ast.parse(path.read_text())
+        top = {id(node) for node in tree.body}
+        for name, node in imports(tree):
+            if name.split(".")[0] == "probes":
+                assert room == "cli", f"{path} imports {name}"
+                assert id(node) not in top, f"{path} imports {name} before it is asked to"
 
 
 def test_one_file_registers_hooks_and_one_knows_hugging_faces_paths():
@@ -106,15 +139,16 @@ def test_one_file_registers_hooks_and_one_knows_hugging_faces_paths():
                 assert name not in source, f"{path} names {name}"
 
 
-def test_public_names_agree_with_what_type_checkers_see():
-    tree = ast.parse((ROOT / "workbench/__init__.py").read_text())
+@pytest.mark.parametrize("package", [workbench, probes], ids=["workbench", "probes"])
+def test_public_names_agree_with_what_type_checkers_see(package):
+    tree = ast.parse((ROOT / package.__name__ / "__init__.py").read_text())
     typed = {
         alias.asname for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names if alias.asname
     }
-    assert typed == set(workbench.__all__)
-    for name in workbench.__all__:
-        assert getattr(workbench, name) is not None
-    assert dir(workbench) == workbench.__all__
+    assert typed == set(package.__all__)
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+    assert dir(package) == package.__all__
 
 
 def run(code: str) -> str:
@@ -126,6 +160,7 @@ def test_importing_is_cheap():
     heavy = f"[m for m in {names} if m in sys.modules]"
     assert run(f"import sys, workbench; print({heavy})").strip() == "[]"
     assert run(f"import sys, workbench.cli; print({heavy})").strip() == "[]"
+    assert run(f"import sys, probes; print({heavy})").strip() == "[]"
     assert "map_neurons" in run("import workbench; print(dir(workbench))")
 
 
