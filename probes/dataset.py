@@ -176,7 +176,7 @@ def _numbers(given: Any, name: str) -> np.ndarray:
         BadDataset: if they are no numbers.
     """
     try:
-        found = np.asarray(given, float)
+        found = np.array(given, float)  # a copy: tensors are made of it, which cannot be read-only
     except (TypeError, ValueError) as error:
         raise BadDataset(f"Targets of {name!r} are no numbers ({error}). Ask for kind='classes', or mend them.") from None
     return found[:, None] if found.ndim == 1 else found

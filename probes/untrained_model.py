@@ -14,7 +14,8 @@ def untrained(model: LanguageModel, seed: int = 0) -> LanguageModel:
     """A model of the same config, tokenizer, dtype and device, with Hugging Face's random initialisation of that family.
 
     What a probe finds in it is not learnt: the words themselves and their places, which random weights mix but keep. (Norm
-    gains are 1, biases 0, and matrices have the config's `initializer_range`: a training run may have begun elsewhere.)
+    gains are 1, biases 0, and matrices have the config's `initializer_range`: a training run may have begun elsewhere. Weights
+    are drawn on the model's device: another device draws others from the same seed.)
     """
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.device(model.device):

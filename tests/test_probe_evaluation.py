@@ -677,3 +677,14 @@ def test_numbers_of_a_leaking_group_are_at_chance_by_groups():
         scores.append(r_squared(y[:, None], found.predicted, found.mean)[0])
     assert scores[0] > 0.8
     assert scores[1] < 0.1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_classes_that_the_first_blocks_lack_do_not_break_the_code(seed):
+    """The bias of a class without rows runs off to where the loss is straight; steps along it must not."""
+    random = np.random.default_rng(seed)
+    y = random.integers(0, 8, 800)
+    x = random.normal(size=(800, 64)) + random.normal(size=(8, 64))[y] / 2
+    found = code_length(LogisticProbe(), tensor(x, torch.float32), y, 8, np.arange(800) // 3, seed)
+    assert np.isfinite(found.blocks).all()
+    assert found.compression > 3

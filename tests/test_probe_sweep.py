@@ -289,6 +289,22 @@ def test_bad_input_from_the_shell_is_one_line_and_exit_code_2(tiny_folder, tmp_p
     assert words in said.stderr.splitlines()[-1]
 
 
+def test_classes_are_weighed_alike_where_that_is_asked_for(tiny_folder, tmp_path):
+    """One example in ten is of the rare class: without weights no probe of nothing would ever guess it."""
+    random = np.random.default_rng(0)
+    texts = ["".join(random.choice(list("abcdefgh"), 5)) for _ in range(120)]
+    pd.DataFrame({"text": texts, "label": np.arange(120) % 10 == 0}).to_csv(tmp_path / "set.csv", index=False)
+    arguments = ["probe", "--model", tiny_folder, "--data", str(tmp_path / "set.csv"), "--site", "resid_post.1"]
+    guessed = []
+    for more in ([], ["--balanced"]):
+        assert invoke(*arguments, "--no-controls", "--out", str(tmp_path / "out"), *more).exit_code == 0
+        guessed.append(probes.ProbeSweep.load(tmp_path / "out").predictions["predicted"].mean())
+    assert guessed[0] < 0.1 < guessed[1]
+    said = invoke(*arguments, "--probe", "lda", "--balanced")
+    assert said.exit_code == 2
+    assert "class_weight" in said.stderr
+
+
 def test_an_unknown_column_names_those_there(tiny_folder, tmp_path):
     pd.DataFrame({"text": ["a b"], "kind": ["x"]}).to_csv(tmp_path / "set.csv", index=False)
     said = invoke("probe", "--model", tiny_folder, "--data", str(tmp_path / "set.csv"))

@@ -87,8 +87,7 @@ def _from(
             break
         gradient = scale.slopes(slope_w, slope_b)
         if previous is not None:
-            moved, turned = u - previous[0], gradient - previous[1]
-            pairs = [*pairs[1 - MEMORY :], (moved, turned, (moved * turned).sum((1, 2)).clamp_min(1e-30))]
+            pairs = [*pairs[1 - MEMORY :], _pair(u - previous[0], gradient - previous[1])]
         previous = (u, gradient)
         direction = -_times_inverse_hessian(gradient, pairs) * left.reshape(-1, 1, 1)
         along_w, along_b = scale.of(direction)
@@ -120,15 +119,23 @@ def _times_inverse_hessian(gradient: Tensor, pairs: list[tuple[Tensor, Tensor, T
     if not pairs:
         return gradient
     found, kept = gradient, []
-    for moved, turned, product in reversed(pairs):
-        share = (moved * found).sum((1, 2)) / product
+    for moved, turned, inverse in reversed(pairs):
+        share = (moved * found).sum((1, 2)) * inverse
         found = found - share[:, None, None] * turned
         kept.append(share)
-    moved, turned, product = pairs[-1]
-    found = found * (product / turned.square().sum((1, 2)).clamp_min(1e-30))[:, None, None]
-    for (moved, turned, product), share in zip(pairs, reversed(kept), strict=True):
-        found = found + (share - (turned * found).sum((1, 2)) / product)[:, None, None] * moved
+    _, turned, inverse = pairs[-1]
+    bent = inverse * turned.square().sum((1, 2))
+    found = found * torch.where(bent > 0, 1 / bent, 1.0)[:, None, None]
+    for (moved, turned, inverse), share in zip(pairs, reversed(kept), strict=True):
+        found = found + (share - (turned * found).sum((1, 2)) * inverse)[:, None, None] * moved
     return found
+
+
+def _pair(moved: Tensor, turned: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A step, what the gradient turned by, and one over their product; 0 where the loss is as good as straight along the step,
+    as along the bias of a class without rows, or nothing moved: such a step says nothing of how the loss bends."""
+    product, sizes = (moved * turned).sum((1, 2)), moved.norm(dim=(1, 2)) * turned.norm(dim=(1, 2))
+    return moved, turned, torch.where(product > torch.finfo(moved.dtype).eps * sizes, 1 / product, 0.0)
 
 
 class _Coordinates:

@@ -31,6 +31,9 @@ def probe(
     type: Annotated[str | None, typer.Option(help="Column of what a control task labels at random; type.")] = None,
     numbers: Annotated[bool, typer.Option("--numbers", help="Labels are numbers, for a regression.")] = False,
     examples: Annotated[int | None, typer.Option(min=2, help="The first so many; all, if not given.")] = None,
+    balanced: Annotated[
+        bool, typer.Option("--balanced", help="Weigh classes alike, whatever their number of examples.")
+    ] = False,
     controls: Annotated[bool, typer.Option(help="Untrained model, shuffled labels, control task.")] = True,
     folds: Annotated[int, typer.Option(min=2, help="Of groups.")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="Of folds, shuffles, untrained weights and resamples.")] = 0,
@@ -46,8 +49,9 @@ def probe(
 ) -> None:
     """Is a concept there, at which layers, and would it be there in an untrained model?"""
     from probes.dataset import Dataset
-    from probes.reading import read_probe
+    from probes.fit import probe_named
     from probes.probe_sweep import sweep
+    from probes.reading import read_probe
     from workbench.artifacts import output_folder, write_page
 
     if out is not None:
@@ -59,10 +63,11 @@ def probe(
     )  # fmt: skip
     dataset = dataset if examples is None else dataset.head(examples)
     say(f"{dataset}")
+    chosen = probe_named(probe, dataset.kind, class_weight="balanced", seed=seed, device=device) if balanced else probe
     loaded = load_model(model, revision, device, dtype)
     note(seed=seed, dataset=dataset.settings)
     found = sweep(
-        loaded, dataset, site.split(","), probe=probe, pool=pool, controls=controls, folds=folds, seed=seed,  # pyright: ignore[reportArgumentType]
+        loaded, dataset, site.split(","), probe=chosen, pool=pool, controls=controls, folds=folds, seed=seed,  # pyright: ignore[reportArgumentType]
         device=device, progress=not json,
     )  # fmt: skip
     reading = read_probe(loaded, found) if read else None
