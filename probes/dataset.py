@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from workbench.errors import BadDataset, TooFewExamples
+from workbench.errors import BadDataset, TooFewExamples, require_one_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,6 +53,8 @@ class Dataset:
         if texts is not None:
             words = [t.strip().lower() if spans is None else t[slice(*spans[i])].strip().lower() for i, t in enumerate(texts)]
         groups = np.asarray(words if self.groups is None else self.groups, object)
+        require_one_of("kind", self.kind, ("classes", "numbers"))
+        object.__setattr__(self, "target_names", tuple(self.target_names))
         labels = _numbers(self.labels, self.name) if self.kind == "numbers" else _names(self.labels, self.name)
         own = {
             "texts": texts, "spans": spans, "labels": labels, "groups": groups[:, None] if groups.ndim == 1 else groups,
@@ -179,7 +181,10 @@ def _numbers(given: Any, name: str) -> np.ndarray:
         found = np.array(given, float)  # a copy: tensors are made of it, which cannot be read-only
     except (TypeError, ValueError) as error:
         raise BadDataset(f"Targets of {name!r} are no numbers ({error}). Ask for kind='classes', or mend them.") from None
-    return found[:, None] if found.ndim == 1 else found
+    found = found[:, None] if found.ndim == 1 else found
+    if found.ndim != 2:
+        raise BadDataset(f"Targets of {name!r} are {list(found.shape)}. Give [n], or [n, target].")
+    return found
 
 
 def _texts(given: Sequence[str], n: int, name: str) -> tuple[str, ...]:

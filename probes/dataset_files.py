@@ -49,10 +49,22 @@ def read(
     return Dataset(
         texts, values,
         spans=None if target is None else [span_of(one, texts[i], i) for i, one in enumerate(table[target].tolist())],
-        groups=table[groups].astype(str).to_numpy(object) if groups else None,
-        types=None if type is None else table[type].astype(str).to_numpy(object),
+        groups=_named(table, groups, name) if groups else None,
+        types=None if type is None else _named(table, [type], name)[:, 0],
         kind=kind, target_names=tuple(labels), name=name, about=about,
     )  # fmt: skip
+
+
+def _named(table: pd.DataFrame, columns: list[str], name: str) -> np.ndarray:
+    """Columns as text.
+
+    Raises:
+        BadDataset: naming the first row where one is missing.
+    """
+    missing = table[columns].isna().any(axis=1).to_numpy()
+    if missing.any():
+        raise BadDataset(f"Row {int(missing.argmax())} of {name!r} has no {' or '.join(columns)}. Leave it out, or fill it in.")
+    return table[columns].astype(str).to_numpy(object)
 
 
 def _are_fractions(column: pd.Series) -> bool:
@@ -68,7 +80,13 @@ def span_of(given: Any, text: str, i: int) -> tuple[int, int]:
         BadDataset: if it is none of these, or the words are not in the text once.
     """
     if isinstance(given, str):
-        if numbers := _SPAN.fullmatch(given):
+        numbers = _SPAN.fullmatch(given)
+        if numbers and given in text:
+            raise BadDataset(
+                f"Target {given!r} of example {i} could be characters, or the words that stand in its text: {text[:60]!r}. "
+                "Give it as a pair of numbers."
+            )
+        if numbers:
             return int(numbers[1]), int(numbers[2])
         found = [match.start() for match in re.finditer(rf"(?<!\w){re.escape(given)}(?!\w)", text)] if given else []
         if len(found) == 1:

@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from probes.probe_sweep import ProbeSweep
 
 COLOURS = ("#2a6fbb", "#c8702a", "#3a8f5c", "#8f3a6b", "#b3a02c", "#5a5a5a", "#4aa3a3", "#a34a4a")
-NULLS = (("untrained", "untrained model", "#c8702a", "solid"), ("control", "random label of each word", "#8f3a6b", "dot"),
-         ("shuffled", "shuffled labels", "#7a7a7a", "dash"))  # fmt: skip
+NULLS = (
+    ("seen", "of words seen elsewhere", "#2a6fbb", "dot"),
+    ("control", "random label of each word", "#8f3a6b", "dot"),
+    ("untrained", "untrained model", "#c8702a", "solid"),
+    ("shuffled", "shuffled labels", "#7a7a7a", "dash"),
+)
 TOOK = {"commonest class": "#b0b0b0", "mean": "#b0b0b0", "token embeddings": "#3a8f5c", "bag of embeddings": "#8fc7a3"}
 
 
@@ -44,7 +48,7 @@ def plot_layers(result: ProbeSweep) -> go.Figure:
 
     m, own = result.measure, result.settings
     code = "compression" if m == "accuracy" else "bits_saved"
-    titles = {"accuracy": "accuracy on groups held out", "r2": "R² on groups held out"}[m]
+    titles = {"accuracy": "accuracy", "r2": "R²"}[m]
     below = {"compression": "compression of the labels", "bits_saved": "bits saved an example and target"}[code]
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.68, 0.32], vertical_spacing=0.06)
     table, x = result.table, result.table["site"]
@@ -225,11 +229,13 @@ def plot_map(result: ProbeSweep, site: str | None) -> go.Figure:
             col=col,
             hovertemplate="%{text}: %{y:.0f}, %{x:.0f}<extra></extra>",
         )
-    figure.update_xaxes(range=[-180, 180], title_text="longitude", dtick=60)
-    figure.update_yaxes(range=[-70, 85], title_text="latitude", dtick=30)
+    for axis, end, most in (("longitude", 180, 60), ("latitude", 85, 30)):
+        drawn = table[[axis, f"{axis}_predicted"]].abs().max().max()
+        update = figure.update_xaxes if axis == "longitude" else figure.update_yaxes
+        update(range=[-max(end, drawn), max(end, drawn)], title_text=axis, dtick=most)
     own = result.settings
     figure.update_layout(
-        title=f"{plain(own['dataset'])} at {site} of {plain(own['model'])}: {own['groups'][0]} countries, each held out",
+        title=f"{plain(own['dataset'])} at {site} of {plain(own['model'])}: {own['groups'][0]} groups, each held out",
         template="plotly_white", width=1400, height=560,
     )  # fmt: skip
     return figure

@@ -25,7 +25,7 @@ from probes.sweep_files import load_sweep, save_sweep
 from probes.sweep_text import sweep_text
 from probes.untrained_model import untrained
 from workbench.analyses.lens import layer_of
-from workbench.errors import BadDataset, TooFewExamples, UnknownOption, require_one_of
+from workbench.errors import BadDataset, NotFinite, TooFewExamples, UnknownOption, require_one_of
 from workbench.model import LanguageModel
 from workbench.results import Result, versions
 
@@ -80,7 +80,7 @@ class ProbeSweep(Result):
 
     def best(self) -> pd.Series:
         """The row of the site with the best score. It was chosen among all on the same examples, so its score is a little too
-        good: by how much, `shuffled_most` says of labels that mean nothing."""
+        good: `settings["best_beside"]` has the best of all sites on shuffled labels and in the untrained model."""
         return self.table.loc[self.table[self.measure].idxmax()]
 
     def confusion(self, site: str | None = None) -> pd.DataFrame:
@@ -179,6 +179,8 @@ def sweep(
     probe = _estimator(probe, dataset, seed, device)
     if folds < 2 or shuffles < 1:
         raise TooFewExamples(f"folds={folds}, shuffles={shuffles}: two folds are needed at least, and one shuffle.")
+    if dataset.kind == "numbers" and (dataset.labels == dataset.labels[0]).all(0).any():
+        raise BadDataset(f"A target of {dataset.name!r} is the same in all examples: there is nothing to tell. Leave it out.")
     plan = Plan.of(dataset, folds=folds, shuffles=shuffles, seed=seed)
     twin = None
     if isinstance(model, LanguageModel):
@@ -191,7 +193,7 @@ def sweep(
         settings = states.settings
     else:
         states = _rows_given(model, dataset)
-        settings = states.settings if isinstance(states, States) else {"model": "rows at hand"} | dataset.settings
+        settings = (states.settings if isinstance(states, States) else {"model": "rows at hand"}) | dataset.settings
     scored = scored_numbers if dataset.kind == "numbers" else scored_classes
     references = [name for name in (EMBEDDING, BAG) if name in states]
     names = [name for name in states if name not in references]
@@ -201,14 +203,16 @@ def sweep(
     for name in tqdm(names, desc="probe", unit="site", disable=not progress):
         beside = None if twin is None else _rows(twin[name], device)
         scored(score, probe, _rows(states[name], device), name, twin=beside, controls=controls)
+    fewest = int(plan.splits.train.sum(0).min())
     settings |= {
         "probe": type(probe).__name__, "options": probe.get_params(), "folds": folds, "shuffles": shuffles, "seed": seed,
-        "controls": controls, "more_columns_than_rows": [name for name in names if states[name].shape[1] >= len(dataset)],
+        "controls": controls, "more_columns_than_rows": [one for one in names if states[one].shape[1] >= fewest],
         "types_recur": plan.seen is not None, "classes": None if dataset.kind == "numbers" else dataset.classes.tolist(),
         "targets": list(dataset.target_names) if dataset.kind == "numbers" else None,
         "held_out_columns": dataset.groups.shape[1], "versions": versions("scikit-learn"),
     }  # fmt: skip
     table, others, predictions = score.tables()
+    settings |= {"best_beside": score.best_beside()}
     best = names[int(table["r2" if dataset.kind == "numbers" else "accuracy"].to_numpy().argmax())]
     if isinstance(model, LanguageModel):
         table.insert(1, "layer", [layer_of(name) for name in names])
@@ -267,13 +271,20 @@ def _rows_given(rows: Mapping[str, Any], dataset: Dataset) -> Mapping[str, Tenso
     Raises:
         BadDataset: if some are not of as many examples as the dataset.
     """
+    if not rows:
+        raise BadDataset("No rows were given to probe. Give some by name, [n, d] each, or a model.")
     if isinstance(rows, States):
-        return rows
+        read = rows.dataset
+        if dataset.texts is not None and (dataset.texts != read.texts or not np.array_equal(dataset.spans, read.spans)):
+            raise BadDataset(f"The states are of the texts of {read.name!r}, not of {dataset.name!r}. Collect states of these.")
     found = {str(name): torch.as_tensor(value) for name, value in rows.items()}
     for name, value in found.items():
         if value.dim() != 2 or len(value) != len(dataset):
             raise BadDataset(f"Rows {name!r} are {list(value.shape)}, the dataset has {len(dataset)} examples. Give [n, d].")
-    return found
+        if not bool(torch.isfinite(value.sum())) and (wrong := ~torch.isfinite(value).all(1)).any():
+            row = int(wrong.nonzero()[0])
+            raise NotFinite(f"Rows {name!r} hold NaN or infinity, the first in row {row}. Leave it out, or mend it.")
+    return rows if isinstance(rows, States) else found
 
 
 def _rows(states: Tensor, device: str | None) -> Tensor:

@@ -61,10 +61,10 @@ def load_sweep(cls: type[ProbeSweep], folder: str | Path) -> ProbeSweep:
 
 
 def _probe(settings: dict[str, Any], coef: np.ndarray, intercept: np.ndarray) -> Any:
-    """The probe as it was when it was saved."""
+    """A probe of the kind, options and coefficients that were saved: it predicts and points as it did."""
     known = fit.NUMBERS if settings["labels_are"] == "numbers" else fit.CLASSES
     name = next(name for name, (_, own) in known.items() if own == settings["probe"])
-    probe = fit.probe_named(name, settings["labels_are"])
+    probe = fit.probe_named(name, settings["labels_are"], **settings["options"])
     probe.coef_, probe.intercept_ = coef, intercept
     probe.n_features_in_ = coef.shape[-1]
     if settings["classes"] is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -35,15 +35,15 @@ def sweep_text(result: ProbeSweep) -> str:
 _SHORT = {
     "accuracy_low": "from", "accuracy_high": "to", "r2_low": "from", "r2_high": "to", "information_bits": "bits known",
     "shuffled_accuracy": "shuffled", "shuffled_r2": "shuffled", "control_accuracy": "control", "control_r2": "control",
-    "untrained_accuracy": "untrained", "untrained_r2": "untrained",
+    "seen_accuracy": "seen", "seen_r2": "seen", "untrained_accuracy": "untrained", "untrained_r2": "untrained",
 }  # fmt: skip
 
 
 def _columns(result: ProbeSweep) -> list[str]:
     m = result.measure
     wanted = [
-        "site", m, f"{m}_low", f"{m}_high", f"shuffled_{m}", f"control_{m}", "selectivity", f"untrained_{m}", "over_embeddings",
-        "information_bits", "compression", "shuffled_compression", "median_km", "bits_saved",
+        "site", m, f"{m}_low", f"{m}_high", f"shuffled_{m}", f"seen_{m}", f"control_{m}", "selectivity", f"untrained_{m}",
+        "over_embeddings",         "information_bits", "compression", "shuffled_compression", "median_km", "bits_saved",
     ]  # fmt: skip
     there = set(result.table.columns) | set(result.references.columns)
     return [column for column in wanted if column in there]
@@ -60,14 +60,17 @@ def _said(result: ProbeSweep, best: pd.Series, measure: str) -> list[str]:
     own = result.settings
     width = f"{best[f'{measure}_low']:.3f} to {best[f'{measure}_high']:.3f}"
     lines = [f"Best at {best['site']}: {measure} {best[measure]:.3f} ({width})."]
-    for column, beside, work in (
-        ("over_untrained", "the untrained model", "training has put it there"),
-        ("over_embeddings", "embeddings alone", "layers add to what the words say"),
-    ):
-        if column in best:
-            clear = best[f"{column}_low"] > 0
-            found = f"{best[column]:+.3f} ({best[f'{column}_low']:+.3f} to {best[f'{column}_high']:+.3f})"
-            lines.append(f"Against {beside} it is {found}: {work if clear else 'no clear gain'}.")
+    chosen = own["best_beside"]
+    if chosen["sites"] > 1 and "shuffled" in chosen:
+        luck = f"{chosen['shuffled']:.3f} on average, {chosen['shuffled_most']:.3f} at most"
+        lines.append(f"It was chosen among {chosen['sites']} sites; the best of these on shuffled labels reaches {luck}.")
+    if "untrained_site" in chosen:
+        beside = f"the untrained model at its own best site ({chosen['untrained_site']})"
+        lines.append(_difference(beside, chosen, "over_untrained", "more than one random initialisation has"))
+    elif own["controls"]:
+        lines.append("No untrained model was run: these are rows at hand.")
+    if "over_embeddings" in best:
+        lines.append(_difference("the best of the embeddings", best, "over_embeddings", "layers add to what the words say"))
     if "selectivity" in best:
         lines.append(
             f"Selectivity {best['selectivity']:+.3f}: {best[f'seen_{measure}']:.3f} on words it saw elsewhere, "
@@ -79,7 +82,10 @@ def _said(result: ProbeSweep, best: pd.Series, measure: str) -> list[str]:
         at = f"{own['at_first_token']:.0%} of the examples are"
         lines.append(f"{at} read at the first token, whose state is like no other.")
     if own["more_columns_than_rows"]:
-        lines.append(
-            "There are more columns than examples: every probe that is not shrunk would fit them all. These are shrunk."
-        )
+        lines.append("There are more columns than examples to learn from: a probe that is not shrunk would fit any labels.")
     return lines
+
+
+def _difference(beside: str, row: Any, column: str, work: str) -> str:
+    found = f"{row[column]:+.3f} ({row[f'{column}_low']:+.3f} to {row[f'{column}_high']:+.3f})"
+    return f"Against {beside} it is {found}: {work if row[f'{column}_low'] > 0 else 'no clear gain'}."

@@ -308,3 +308,15 @@ def test_whole_numbers_are_classes_even_where_one_is_missing(tmp_path):
     assert Dataset.load(table.assign(label=[0.0, 1.5, 0.0, 1.0])).kind == "numbers"
     with pytest.raises(BadDataset, match="Example 1 of 'table' has no label"):
         Dataset.load(table.assign(label=[0.0, None, 0.0, 1.0]))
+
+
+def test_a_missing_group_is_named_and_not_taken_for_one():
+    table = pd.DataFrame({"text": TEXTS, "label": LABELS, "group": ["a", None, "b", "c"]})
+    with pytest.raises(BadDataset, match="Row 1 of 'table' has no group"):
+        Dataset.load(table)
+
+
+def test_a_time_of_day_is_not_taken_for_characters():
+    table = pd.DataFrame({"text": ["at 10:30 we met there"] * 2, "label": ["a", "b"], "target": ["10:30", "3:8"]})
+    with pytest.raises(BadDataset, match="could be characters, or the words"):
+        Dataset.load(table)

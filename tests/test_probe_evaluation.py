@@ -277,7 +277,8 @@ def test_other_probes_are_fitted_in_a_loop(probe):
 def chosen_by(index: np.ndarray, x: np.ndarray, splits: Splits, probe: LogisticProbe) -> list[float]:
     probe.classes_ = np.unique(index)
     rows = tensor(x)
-    return _strengths(probe, Scaled.of(rows, torch.ones(len(rows)), standardize=probe.standardize), index, splits)
+    scaled = Scaled.of(rows, torch.ones(len(rows)), standardize=probe.standardize)
+    return _strengths(probe, scaled, index, splits, np.arange(len(index)))
 
 
 CS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -379,7 +380,7 @@ def test_labels_that_mean_nothing_have_no_selectivity(probe):
     plan = Plan.of(dataset, folds=5, shuffles=2, seed=0)
     found = classes.probed(probe, rows, plan, controls=True)
     task = classified(found.seen, dataset.index)
-    control = classified(found.control, plan.control)
+    control = classified(found.controls[0], plan.controls[0])
     assert control.accuracy > 0.55, "300 types in 20 columns can partly be learnt by heart"
     # Two sets of 300 random labels: their accuracies differ by chance, 0.03 at one standard error
     assert task.accuracy - control.accuracy == pytest.approx(0, abs=0.08)
@@ -393,21 +394,21 @@ def test_labels_that_mean_something_have():
     found = classes.probed(LogisticProbe(), rows, plan, controls=True)
     index = dataset.index
     assert classified(found.log_p, index).accuracy > 0.85
-    task, control = classified(found.seen, index), classified(found.control, plan.control)
+    task, control = classified(found.seen, index), classified(found.controls[0], plan.controls[0])
     assert task.accuracy - control.accuracy > 0.1
-    assert found.shuffled.shape == (3, 1500, 2)
+    assert [one.shape for one in found.shuffled] == [(1500, 2)] * 3
     for log_p, labels in zip(found.shuffled, plan.shuffled, strict=True):
         assert classified(log_p, labels).accuracy == pytest.approx(0.5, abs=0.1)  # of 300 types, 0.03 is one error
     assert found.code.compression > 1.5 > 1.1 > found.shuffled_code.compression
     bare = classes.probed(LogisticProbe(), rows, plan, controls=False)
     np.testing.assert_allclose(bare.log_p, found.log_p, atol=0.03)  # beside other labels, steps differ: solved to 1e-4
-    assert (bare.seen, bare.control, bare.shuffled_code) == (None, None, None)
+    assert (bare.seen, bare.controls, bare.shuffled_code) == (None, None, None)
 
 
 def test_a_plan_is_the_same_for_the_same_seed_and_another_for_another():
     _, dataset = words(meaning=True)
     one, same, other = (Plan.of(dataset, folds=5, shuffles=2, seed=seed) for seed in (0, 0, 1))
-    for part in ("shuffled", "control"):
+    for part in ("shuffled", "controls"):
         np.testing.assert_array_equal(getattr(one, part), getattr(same, part))
         assert (np.array(getattr(one, part)) != np.array(getattr(other, part))).any()
     np.testing.assert_array_equal(one.splits.test, same.splits.test)
@@ -658,10 +659,10 @@ def test_numbers_are_cross_fitted_as_in_a_loop():
         np.testing.assert_allclose(found.shuffled[0][test], probe.fit(x[train], own[train]).predict(x[test]), atol=1e-8)
         np.testing.assert_allclose(found.mean[test], np.broadcast_to(y[train].mean(0), (test.sum(), 2)), atol=1e-9)
     assert found.settled.alpha == 5.0
-    assert found.seen.shape == found.control.shape == y.shape
+    assert found.seen.shape == found.controls[0].shape == y.shape
     seen = r_squared(y, found.seen, np.broadcast_to(y.mean(0), y.shape))[0]
-    own = plan.control
-    assert seen > 0.95 > 0.3 > r_squared(own, found.control, np.broadcast_to(own.mean(0), y.shape))[0]
+    own = plan.controls[0]
+    assert seen > 0.95 > 0.3 > r_squared(own, found.controls[0], np.broadcast_to(own.mean(0), y.shape))[0]
 
 
 def test_numbers_of_a_leaking_group_are_at_chance_by_groups():
@@ -688,3 +689,74 @@ def test_classes_that_the_first_blocks_lack_do_not_break_the_code(seed):
     found = code_length(LogisticProbe(), tensor(x, torch.float32), y, 8, np.arange(800) // 3, seed)
     assert np.isfinite(found.blocks).all()
     assert found.compression > 3
+
+
+# ---- Nulls that are as fair as what stands beside them
+
+
+def test_noise_is_no_better_than_shuffled_labels_where_groups_are_few():
+    """Folds that are even for the true labels alone would leave shuffled ones with a majority that misleads."""
+    gaps = []
+    for seed in range(12):
+        random = np.random.default_rng(seed)
+        groups = np.repeat(np.arange(24), 10)
+        dataset = rows_set((np.arange(24) % 2)[groups], groups, groups)
+        plan = Plan.of(dataset, folds=5, shuffles=3, seed=seed)
+        rows = tensor(random.normal(size=(240, 8)), torch.float32)
+        found = classes.probed(LogisticProbe(0.01), rows, plan, controls=True)
+        null = [classified(log_p, labels).accuracy for log_p, labels in zip(found.shuffled, plan.shuffled, strict=True)]
+        gaps.append(classified(found.log_p, dataset.index).accuracy - np.mean(null))
+    assert abs(np.mean(gaps)) < 3 * np.std(gaps) / np.sqrt(len(gaps)) + 0.01
+
+
+def test_noise_has_no_selectivity_where_types_are_few():
+    found = []
+    for seed in range(12):
+        random = np.random.default_rng(seed)
+        types = np.repeat(np.arange(24), 10)
+        dataset = rows_set((np.arange(24) % 2)[types], types, types)
+        plan = Plan.of(dataset, folds=5, shuffles=1, seed=seed)
+        assert all(labels.mean() == pytest.approx(0.5, abs=0.05) for labels in plan.controls), "classes keep their shares"
+        one = classes.probed(LogisticProbe(0.01), tensor(random.normal(size=(240, 8)), torch.float32), plan, controls=True)
+        control = np.mean([classified(p, y).accuracy for p, y in zip(one.controls, plan.controls, strict=True)])
+        found.append(classified(one.seen, dataset.index).accuracy - control)
+    assert abs(np.mean(found)) < 3 * np.std(found) / np.sqrt(len(found)) + 0.01
+
+
+def test_one_example_of_another_label_does_not_make_labels_those_of_examples():
+    groups = np.repeat(np.arange(40), 25)
+    index = (np.arange(40) % 2)[groups]
+    index[0] = 1 - index[0]
+    found = shuffled(rows_set(index, groups), np.random.default_rng(0))
+    assert all(len(set(found[groups == group])) == 1 for group in range(40))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_class_is_dealt_to_some_unit(seed):
+    index = np.repeat([0, 1, 2], [90, 5, 5])
+    found = shuffled(rows_set(index, np.repeat(np.arange(10), 10)), np.random.default_rng(seed))
+    assert set(found) <= {0, 1, 2}
+    units = np.repeat(np.arange(4), 25)
+    assert len(set(control_labels(rows_set(index, types=units), np.random.default_rng(seed)))) == 3
+
+
+def test_targets_with_heavy_tails_save_no_bits_where_rows_say_nothing():
+    for seed in range(3):
+        random = np.random.default_rng(seed)
+        y = random.standard_t(2, size=(600, 1))
+        dataset = rows_set(y, np.arange(600), kind="numbers")
+        plan = Plan.of(dataset, folds=5, shuffles=1, seed=seed)
+        found = numbers.probed(
+            RidgeRegressionProbe(), tensor(random.normal(size=(600, 10)), torch.float32), plan, controls=True
+        )
+        assert max(found.bits_saved, found.shuffled_bits_saved) < 0.01
+
+
+@pytest.mark.parametrize("probe", [LogisticProbe(), LDAProbe()], ids=lambda one: type(one).__name__)
+def test_with_two_folds_a_strength_is_still_chosen_on_training_rows(probe):
+    random = np.random.default_rng(0)
+    y = np.arange(200) % 2
+    rows = tensor(random.normal(size=(200, 30)) + 0.4 * y[:, None], torch.float32)
+    plan = Plan.of(rows_set(y, np.arange(200) // 4 * 2 + y), folds=2, shuffles=1, seed=0)
+    found = classes.probed(probe, rows, plan, controls=False)
+    assert classified(found.log_p, y).accuracy > 0.7

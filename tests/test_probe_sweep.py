@@ -15,7 +15,7 @@ import workbench as wb
 from probes.estimators.logistic import LogisticProbe
 from probes.reading import ProbeReading
 from workbench.cli import app
-from workbench.errors import BadArtifact, BadDataset, TooFewExamples, UnknownOption, UnknownSite
+from workbench.errors import BadArtifact, BadDataset, TooFewExamples, UnknownOption, UnknownSite, WorkbenchError
 
 SITES = ("resid_pre.0", "resid_post")
 WORDS = [f"w{i}" for i in range(30)]
@@ -336,3 +336,50 @@ def test_two_runs_are_the_same_to_the_last_digit(llama):
     one, two = (probes.sweep(llama, two_classes(), ["resid_post.1"], progress=False, shuffles=2) for _ in range(2))
     pd.testing.assert_frame_equal(one.table, two.table, check_exact=True)
     assert isinstance(llama, wb.LanguageModel)
+
+
+def test_the_best_of_many_sites_stands_beside_the_best_of_shuffled_labels():
+    """Rows of noise at 20 sites: the best looks better than chance, and luck does as well."""
+    random = np.random.default_rng(0)
+    rows = {f"site {i}": random.normal(size=(120, 6)) for i in range(20)}
+    dataset = probes.Dataset(None, np.repeat(np.arange(40) % 2, 3), groups=np.repeat(np.arange(40), 3))
+    found = probes.sweep(rows, dataset, progress=False)
+    chosen = found.settings["best_beside"]
+    assert chosen["sites"] == 20
+    assert found.best()["accuracy"] > 0.5
+    assert found.best()["accuracy"] < chosen["shuffled_most"] + 0.05
+    assert chosen["shuffled"] > found.table["shuffled_accuracy"].mean() + 0.03
+    assert "the best of these on shuffled labels" in str(found)
+
+
+def test_states_are_not_probed_for_other_texts(llama):
+    own, other = two_classes(), two_classes(20, 6)
+    states = probes.collect_states(llama, own, ["resid_post.1"], progress=False)
+    with pytest.raises(BadDataset, match="not of 'other'"):
+        probes.sweep(states, probes.Dataset(other.texts, other.labels, other.spans, other.groups, name="other"), progress=False)
+    relabelled = probes.Dataset(own.texts, own.labels[::-1], own.spans, own.groups, name="relabelled")
+    assert probes.sweep(states, relabelled, progress=False, shuffles=1).settings["dataset"] == "relabelled"
+
+
+def test_rows_that_cannot_be_probed_are_named():
+    y = np.arange(40) % 2
+    rows = np.zeros((40, 3))
+    rows[7, 1] = np.nan
+    with pytest.raises(WorkbenchError, match="Rows 'a' hold NaN or infinity, the first in row 7"):
+        probes.sweep({"a": rows}, probes.Dataset(None, y), progress=False)
+    with pytest.raises(BadDataset, match="No rows were given"):
+        probes.sweep({}, probes.Dataset(None, y), progress=False)
+    same = probes.Dataset(None, np.ones((40, 1)), kind="numbers")
+    with pytest.raises(BadDataset, match="the same in all examples"):
+        probes.sweep({"a": np.ones((40, 3))}, same, progress=False)
+
+
+def test_a_probe_with_options_is_read_as_it_was(tmp_path):
+    random = np.random.default_rng(0)
+    y = np.repeat(np.arange(40) % 2, 3)
+    rows = {"a": random.normal(size=(120, 6)) + 2 * y[:, None]}
+    found = probes.sweep(rows, probes.Dataset(None, y), probe=probes.SparseProbe(2), shuffles=1, progress=False)
+    found.save(tmp_path)
+    again = probes.ProbeSweep.load(tmp_path).probes["a"]
+    assert again.k == 2
+    np.testing.assert_array_equal(again.coef_, found.probes["a"].coef_)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from probes.estimators.inputs import classes_of, require_as_many, require_positive, rows_of, weights_of
@@ -85,6 +87,10 @@ class LogisticProbe(Strength, ProbableProbe):
             self.C_ = float(self.C)
         found = self.solve(scaled, labels, mass, [self.C_])
         self.n_iter_ = np.array([found.steps])
+        if float(found.gradient.max()) > self.tol:
+            warnings.warn(
+                f"Not solved to tol={self.tol} in {found.steps} steps. Raise max_iter or tol.", ConvergenceWarning, stacklevel=2
+            )
         self.coef_, self.intercept_ = scaled.back(found.weight[0, 0], found.bias[0, 0])
         return self
 

@@ -31,19 +31,17 @@ class ProjectAndProbe(TransformerMixin, Strength, ProbableProbe):
         components_: `[r, d]`, orthonormal, of standardised columns.
     """
 
-    def __init__(
-        self, r: int = 4, *, shrinkage: float = 0.03, standardize: bool = True, seed: int = 0, device: str | None = None
-    ) -> None:
+    def __init__(self, r: int = 4, *, shrinkage: float = 0.03, standardize: bool = True, device: str | None = None) -> None:
         """
         Args:
             shrinkage: Of each covariance, as `LDAProbe`'s.
         """
-        self.r, self.shrinkage, self.standardize, self.seed, self.device = r, shrinkage, standardize, seed, device
+        self.r, self.shrinkage, self.standardize, self.device = r, shrinkage, standardize, device
 
     def fit(self, X: Any, y: Any, *, groups: Any = None) -> ProjectAndProbe:
         """
         Args:
-            groups: Rows of one are held out together while the logistic probe's strength is chosen.
+            groups: Not needed: nothing is chosen by holding out.
         Raises:
             UnknownOption: for r that is no number of directions.
             TooFewExamples, NotFinite, BadDataset: as `LDAProbe`.

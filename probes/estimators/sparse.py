@@ -29,13 +29,13 @@ class SparseProbe(Strength, ProbableProbe):
     """
 
     def __init__(
-        self, k: int = 1, *, C: float = 1.0, class_weight: dict | str | None = None, seed: int = 0, device: str | None = None
+        self, k: int = 1, *, C: float = 1.0, class_weight: dict | str | None = None, device: str | None = None
     ) -> None:
         """
         Args:
             C: Of every regression on the way; with few columns it hardly matters.
         """
-        self.k, self.C, self.class_weight, self.seed, self.device = k, C, class_weight, seed, device
+        self.k, self.C, self.class_weight, self.device = k, C, class_weight, device
 
     def fit(self, X: Any, y: Any, *, groups: Any = None) -> SparseProbe:
         """

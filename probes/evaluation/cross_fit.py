@@ -39,9 +39,12 @@ def cross_fit(
     if not bool(torch.isfinite(rows.sum())):
         raise NotFinite("The states hold NaN or infinity. Load the model in a dtype of wider range.")
     if isinstance(probe, LogisticProbe):
-        return _logistic(probe, rows, labels, n_classes, splits)
+        return _logistic(probe, rows, labels, n_classes, splits, groups)
     if isinstance(probe, (LDAProbe, MeanDifferenceProbe)):
-        return _from_moments(probe, rows, labels, n_classes, splits)
+        if probe.option == "" or getattr(probe, probe.option) != "cv":
+            return _from_moments(probe, rows, labels, n_classes, splits)
+        if not splits.crossed and splits.train.shape[1] > 2:  # cells are folds of groups
+            return _from_moments(probe, rows, labels, n_classes, splits)
     found = np.full((labels.shape[1], len(rows), n_classes), np.nan)
     settled = []
     for train, test in zip(splits.train.T, splits.test.T, strict=True):
@@ -63,14 +66,16 @@ def _commonest(probes: list[Any]) -> Any:
     return probes[max(range(len(names)), key=lambda i: names.count(names[i]))]
 
 
-def _logistic(probe: LogisticProbe, rows: Tensor, labels: np.ndarray, n_classes: int, splits: Splits) -> tuple[np.ndarray, Any]:
+def _logistic(
+    probe: LogisticProbe, rows: Tensor, labels: np.ndarray, n_classes: int, splits: Splits, groups: np.ndarray
+) -> tuple[np.ndarray, Any]:
     """All strengths of all pairs of problems in one go: what neither problem of a pair tests is learnt from, and what the one
     tests is what the other is tried on. So each problem's strength is chosen on its own training rows, by half as many
     fits."""
     probe = afresh(probe)
     probe.classes_ = np.arange(n_classes)
     scaled = Scaled.of(rows, torch.ones(len(rows), device=rows.device), standardize=probe.standardize)
-    chosen = _strengths(probe, scaled, labels[:, 0], splits)
+    chosen = _strengths(probe, scaled, labels[:, 0], splits, groups)
     found = np.full((labels.shape[1], len(rows), n_classes), np.nan)
     for C in sorted(set(chosen)):
         problems = [p for p, own in enumerate(chosen) if own == C]
@@ -96,7 +101,7 @@ def weighted(probe: LogisticProbe, labels: np.ndarray, train: np.ndarray) -> np.
     return found
 
 
-def _strengths(probe: LogisticProbe, rows: Scaled, index: np.ndarray, splits: Splits) -> list[float]:
+def _strengths(probe: LogisticProbe, rows: Scaled, index: np.ndarray, splits: Splits, groups: np.ndarray) -> list[float]:
     """C of each problem."""
     problems = splits.train.shape[1]
     if probe.C != "cv":
@@ -107,8 +112,9 @@ def _strengths(probe: LogisticProbe, rows: Scaled, index: np.ndarray, splits: Sp
         learnt = splits.train[:, p] & splits.train[:, q]
         if tried.any() and len(set(index[learnt])) == len(probe.classes_):
             pairs.append((p, q, learnt))
-    if not pairs:
-        return [float(probe.Cs[len(probe.Cs) // 2])] * problems
+    if not pairs:  # of two problems, each tests what the other learnt from
+        x = rows.x.cpu().numpy()
+        return [afresh(probe).fit(x[own], index[own], groups=groups[own]).C_ for own in splits.train.T]
     labels = np.repeat(index[:, None], len(pairs), 1)
     fitted = probe.solve(rows, labels, weighted(probe, labels, np.stack([own for _, _, own in pairs], 1)), probe.Cs)
     own = torch.as_tensor(index, device=rows.x.device)[None, None, :, None].expand(*fitted.bias.shape[:2], -1, 1)

@@ -12,6 +12,7 @@ from torch import Tensor
 from probes.evaluation import classes, numbers
 from probes.evaluation.classes import Plan
 from probes.evaluation.scores import Resamples, classified, entropy_bits, interval, kilometres, r_squared
+from probes.evaluation.splits import Splits
 from workbench.moments.joint import Joint
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Scored:
         groups = plan.dataset.groups[:, 0]
         self.resamples = Resamples(groups[self.tested], seed)
         self.seen = None if plan.seen is None else plan.seen.tested
-        self.seen_resamples = None if self.seen is None else Resamples(groups[self.seen], seed)
+        self.seen_resamples = None if self.seen is None else Resamples(plan.dataset.types[self.seen], seed)
         self.rows: list[dict[str, Any]] = []
         self.references = [_mean(self) if plan.dataset.kind == "numbers" else _commonest_class(self)]
         self.predictions: list[pd.DataFrame] = []
@@ -39,12 +40,30 @@ class Scored:
         self.null_patterns: dict[str, np.ndarray] = {}
         self.drawn: dict[str, np.ndarray] = {}
         """Scores of references in every resample."""
+        self.luck: list[list[float]] = []
+        """Of each site, the score of every set of shuffled labels."""
+        self.fresh: list[tuple[str, float, np.ndarray]] = []
+        """Of each site of the untrained model, its score and that in every resample."""
+        self.own: list[tuple[float, np.ndarray]] = []
 
     def tables(self) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
         """Sites, references, predictions."""
         import pandas as pd
 
         return pd.DataFrame(self.rows), pd.DataFrame(self.references), pd.concat(self.predictions, ignore_index=True)
+
+    def best_beside(self) -> dict[str, Any]:
+        """The best site, which was chosen among all, held against what is chosen alike: the best site of each set of shuffled
+        labels, and the untrained model's best."""
+        value, draws = max(self.own, key=lambda one: one[0])
+        found: dict[str, Any] = {"sites": len(self.own)}
+        if self.luck:
+            most = np.array(self.luck).max(0)
+            found |= {"shuffled": float(most.mean()), "shuffled_most": float(most.max())}
+        if self.fresh:
+            site, other, others = max(self.fresh, key=lambda one: one[1])
+            found |= {"untrained_site": site} | between("over_untrained", value - other, draws - others)
+        return found
 
     def about(self, name: str) -> dict[str, Any]:
         """Columns of predictions that say which example it is."""
@@ -84,12 +103,14 @@ def scored_classes(
         null = [classified(log_p[tested], labels[tested]).accuracy
                 for log_p, labels in zip(found.shuffled, plan.shuffled, strict=True)]  # fmt: skip
         row |= {"shuffled_accuracy": float(np.mean(null)), "shuffled_most": max(null)}
+        score.luck.append(null)
         row |= _selectivity(score, found, index)
     if twin is not None:
         fresh = classes.probed(probe, twin, plan, controls=False)
         beside = classified(fresh.log_p[tested], index[tested])
         others = score.resamples.means(beside.hits)
         row |= between("untrained_accuracy", beside.accuracy, others)
+        score.fresh.append((name, beside.accuracy, others))
         row |= between("over_untrained", result.accuracy - beside.accuracy, draws - others)
         row["untrained_compression"] = fresh.code.compression
     if score.drawn and not reference:
@@ -104,6 +125,7 @@ def scored_classes(
         score.references.append(row)
         return
     score.rows.append(row)
+    score.own.append((result.accuracy, draws))
     names, p = own.classes, found.log_p[tested] / math.log(2)
     score.predictions.append(
         pd.DataFrame(
@@ -139,19 +161,24 @@ def scored_numbers(
     if reference:
         score.drawn[name] = draws
     if controls:
-        null = [r_squared(other[tested], guess[tested], np.broadcast_to(other.mean(0), other.shape)[tested])[0]
-                for guess, other in zip(found.shuffled, plan.shuffled, strict=True)]  # fmt: skip
-        row |= {"shuffled_r2": float(np.mean(null)), "shuffled_most": max(null)}
-        if found.seen is not None and found.control is not None and score.seen is not None:
-            at = score.seen
-            seen, control = (r_squared(own_y[at], guess[at], np.broadcast_to(own_y.mean(0), y.shape)[at])[0]
-                             for own_y, guess in ((y, found.seen), (plan.control, found.control)))  # fmt: skip
-            row |= {"seen_r2": seen, "control_r2": control, "selectivity": seen - control}
+        null = [_relative(other, guess, plan.splits) for guess, other in zip(found.shuffled, plan.shuffled, strict=True)]
+        row |= {
+            "shuffled_r2": float(np.mean(null)),
+            "shuffled_most": max(null),
+            "shuffled_bits_saved": found.shuffled_bits_saved,
+        }
+        score.luck.append(null)
+        if found.seen is not None and found.controls is not None and plan.seen is not None:
+            seen = _relative(y, found.seen, plan.seen)
+            control = [_relative(other, guess, plan.seen) for guess, other in zip(found.controls, plan.controls, strict=True)]
+            row |= {"seen_r2": seen, "control_r2": float(np.mean(control)), "selectivity": seen - float(np.mean(control))}
     if twin is not None:
         fresh = numbers.probed(probe, twin, plan, controls=False)
         others = _r2_draws(score, target, fresh.predicted[tested], mean)
         untrained = r_squared(target, fresh.predicted[tested], mean)[0]
         row |= between("untrained_r2", untrained, others)
+        row["untrained_bits_saved"] = fresh.bits_saved
+        score.fresh.append((name, untrained, others))
         row |= between("over_untrained", value - untrained, draws - others)
     if score.drawn and not reference:
         best = max(score.drawn, key=lambda one: score.drawn[one].mean())
@@ -162,6 +189,7 @@ def scored_numbers(
         score.references.append(row)
         return
     score.rows.append(row)
+    score.own.append((value, draws))
     columns = {one: target[:, i] for i, one in enumerate(own.target_names)}
     columns |= {f"{one}_predicted": predicted[:, i] for i, one in enumerate(own.target_names)}
     score.predictions.append(pd.DataFrame(score.about(name) | columns))
@@ -186,15 +214,22 @@ def number_pattern(rows: Tensor, y: np.ndarray) -> np.ndarray:
 
 
 def _selectivity(score: Scored, found: classes.Found, index: np.ndarray) -> dict[str, float]:
-    if found.seen is None or found.control is None or score.seen is None or score.seen_resamples is None:
+    if found.seen is None or found.controls is None or score.seen is None or score.seen_resamples is None:
         return {}
     at = score.seen
     task = classified(found.seen[at], index[at])
-    control = classified(found.control[at], score.plan.control[at])
-    draws = score.seen_resamples.means(task.hits - control.hits)
-    return {"seen_accuracy": task.accuracy, "control_accuracy": control.accuracy} | between(
-        "selectivity", task.accuracy - control.accuracy, draws
+    controls = [classified(log_p[at], labels[at]) for log_p, labels in zip(found.controls, score.plan.controls, strict=True)]
+    control = float(np.mean([one.accuracy for one in controls]))
+    draws = score.seen_resamples.means(task.hits - np.mean([one.hits for one in controls], axis=0))
+    return {"seen_accuracy": task.accuracy, "control_accuracy": control} | between(
+        "selectivity", task.accuracy - control, draws
     )
+
+
+def _relative(y: np.ndarray, predicted: np.ndarray, splits: Splits) -> float:
+    """R² of what was tested, relative to the means of what was learnt from."""
+    at = splits.tested
+    return r_squared(y[at], predicted[at], numbers.training_means(y, splits)[at])[0]
 
 
 def _mean(score: Scored) -> dict[str, Any]:
