@@ -28,7 +28,7 @@ from probes import (
     SparseProbe,
     fit_probe,
 )
-from probes.estimators.moments import joints
+from probes.estimators.closed_forms import joints
 from probes.folds import folds_by_group, numeric_folds
 from workbench.errors import BadDataset, NotFinite, TooFewExamples, UnknownOption
 

@@ -26,8 +26,8 @@ from probes import (
     RidgeRegressionProbe,
     SparseProbe,
 )
+from probes.estimators.closed_forms import joints
 from probes.estimators.logistic import Scaled
-from probes.estimators.moments import joints
 from probes.evaluation import classes, numbers
 from probes.evaluation.classes import Plan
 from probes.evaluation.code_length import FEWEST, SHARES, blocks_of, code_length

@@ -94,9 +94,7 @@ class LogisticProbe(Strength, ProbableProbe):
         self.coef_, self.intercept_ = scaled.back(found.weight[0, 0], found.bias[0, 0])
         return self
 
-    def solve(
-        self, rows: Scaled, labels: np.ndarray, weights: np.ndarray, strengths: Sequence[float], *, units: Scaled | None = None
-    ) -> Logistic:
+    def solve(self, rows: Scaled, labels: np.ndarray, weights: np.ndarray, strengths: Sequence[float]) -> Logistic:
         """All problems at all strengths.
 
         Args:

@@ -16,11 +16,12 @@ from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from probes.estimators.closed_forms import best_strength, joints, plus, ridge, solved, spread_of, within_class
 from probes.estimators.inputs import classes_of, require_as_many, rows_of, targets_of
 from probes.estimators.linear import LinearProbe, ProbableProbe
 from probes.estimators.strength import Strength
 from probes.folds import folds_by_group, numeric_folds
-from workbench.errors import BadDataset, TooFewExamples, UnknownOption, require_one_of
+from workbench.errors import BadDataset, UnknownOption, require_one_of
 from workbench.moments.joint import Joint
 
 SHRINKAGES = (1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 0.6, 0.9, 0.99)
@@ -283,61 +284,6 @@ class RidgeRegressionProbe(MultiOutputMixin, RegressorMixin, Strength):
         return (rows @ (weight if weight.dim() == 1 else weight.T)).cpu().numpy() + np.asarray(self.intercept_)
 
 
-def joints(rows: Tensor, y: Tensor, fold: np.ndarray) -> list[Joint]:
-    """Moments of each fold's rows."""
-    parts = [torch.as_tensor(np.flatnonzero(fold == i), device=rows.device) for i in range(int(fold.max()) + 1)]
-    if len(parts) == 1:
-        return [Joint.of(rows, y, products=rows.dtype)]
-    return [Joint.of(rows[part], y[part], products=rows.dtype) for part in parts]
-
-
-def plus(parts: Sequence[Joint]) -> Joint:
-    """Of the rows of all."""
-    total = parts[0]
-    for part in parts[1:]:
-        total = total.plus(part)
-    return total
-
-
-def spread_of(total: Joint, *, standardize: bool) -> Tensor:
-    """What columns are divided by: their spread, 1 where that is 0, or 1 everywhere."""
-    if not standardize:
-        return torch.ones_like(total.mean_x)
-    variance = total.xx.diagonal().clamp_min(0) / total.n
-    constant = variance <= (1e-6 * total.mean_x).square() * 1e-2
-    return torch.where(constant, 1.0, variance.sqrt())
-
-
-def within_class(total: Joint, spread: Tensor) -> tuple[Tensor, Tensor]:
-    """Of scaled rows: sums of products about the class means `[d, d]`, and the class means less the mean, `[d, classes]`."""
-    counts = total.n * total.mean_y
-    means = total.xy / spread[:, None] / counts
-    scaled = total.xx / spread / spread[:, None]
-    return scaled - (means * counts) @ means.T, means
-
-
-def ridge(total: Joint, spread: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """Weights `[d, targets]` of unscaled rows, and the targets' means."""
-    scaled = total.xx / spread / spread[:, None]
-    scaled.diagonal().add_(alpha)
-    return solved(scaled, total.xy / spread[:, None], total.n) / spread[:, None], total.mean_y
-
-
-def solved(matrix: Tensor, right: Tensor, n: int) -> Tensor:
-    """
-    Raises:
-        TooFewExamples: if the matrix is singular.
-    """
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    floor = torch.finfo(torch.float64).eps * len(matrix) * matrix.diagonal().max()
-    if bool(failed) or bool(factor.diagonal().square().min() <= floor):
-        raise TooFewExamples(
-            f"{n} rows of {len(matrix)} columns do not determine a covariance that can be inverted. Shrink it (a strength "
-            "above 0, or 'cv'), give more rows, or take out constant columns."
-        )
-    return torch.cholesky_solve(right, factor)
-
-
 def chooses(alpha: float | str) -> bool:
     """
     Raises:
@@ -355,28 +301,3 @@ def chosen_alpha(alpha: float | str, alphas: Sequence[float], total: Joint, fold
     spread = spread_of(total, standardize=standardize)
     unit = float((total.xx.diagonal() / spread.square()).mean())
     return alphas[best_strength(folds, [one * unit for one in alphas], standardize=standardize)] * unit
-
-
-def best_strength(folds: Sequence[Joint], strengths: Sequence[float], *, standardize: bool) -> int:
-    """Which ridge strength has the least squared error on folds held out in turn, relative to each target's own variance.
-
-    Args:
-        strengths: Of all rows together; with a fold left out, they are taken down by its share.
-    Raises:
-        TooFewExamples: if there is one fold.
-    """
-    if len(folds) < 2:
-        raise TooFewExamples("A strength is chosen by folds held out. Give moments of two or more folds, or a number.")
-    total = plus(folds)
-    errors = torch.zeros(len(strengths), dtype=torch.float64, device=total.xx.device)
-    for i, out in enumerate(folds):
-        train = plus([fold for j, fold in enumerate(folds) if j != i])
-        spread = spread_of(train, standardize=standardize)
-        values, vectors = torch.linalg.eigh(train.xx / spread / spread[:, None])
-        turned = vectors.T @ (train.xy / spread[:, None])
-        about = out.about(train.mean_x, train.mean_y)
-        for s, strength in enumerate(strengths):
-            weight = (vectors @ (turned / (values.clamp_min(0) + strength * train.n / total.n)[:, None])) / spread[:, None]
-            squares = about.yy.diagonal() - 2 * (weight * about.xy).sum(0) + (weight * (about.xx @ weight)).sum(0)
-            errors[s] += (squares / total.yy.diagonal().clamp_min(1e-300)).sum()
-    return int(errors.argmin())

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from probes.estimators.closed_forms import plus, within_class
 from probes.estimators.inputs import classes_of, require_as_many, rows_of
 from probes.estimators.linear import ProbableProbe
 from probes.estimators.logistic import LogisticProbe
-from probes.estimators.moments import plus, within_class
 from probes.estimators.strength import Strength
 from workbench.errors import UnknownOption
 from workbench.moments.joint import Joint

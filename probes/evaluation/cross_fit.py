@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from probes.estimators.closed_forms import plus
 from probes.estimators.inputs import weights_of
 from probes.estimators.logistic import LogisticProbe, Scaled, log_probabilities
-from probes.estimators.moments import LDAProbe, MeanDifferenceProbe, plus
+from probes.estimators.moments import LDAProbe, MeanDifferenceProbe
 from probes.estimators.strength import afresh
 from probes.evaluation.splits import Splits, cells_of
 from workbench.errors import NotFinite

@@ -99,8 +99,7 @@ def _sums(rows: Tensor, sets: list[np.ndarray], splits: Splits) -> tuple[list[Jo
 
 def _bits_saved(probe: Any, rows: Tensor, y: np.ndarray, groups: np.ndarray, seed: int) -> float:
     """An online code as `code_length`'s, of Gaussians: about a probe's predictions, of a spread that is a share of the
-    targets' so far, against one about their mean, of their spread. The best strength and share cost log₂ of their number
-    more."""
+    targets' so far, against one about their mean, each of its best share. The best strength costs log₂ of their number more."""
     order, ends = blocks_of(groups, seed)
     x, own = rows[torch.from_numpy(order).to(rows.device)], y[order]
     variants = probe.variants()
