@@ -33,7 +33,7 @@ FLOORS = [
     ["store", "collecting", "transports", "gradients"],
     ["lenses"],
     ["intervention", "generation", "weight_edits"],
-    ["substitution"],
+    ["substitution", "direction_ablation"],
     ["checks", "catalogue"],
     ["verification", "embedded"],
     ["recognition", "model_files"],
@@ -60,10 +60,11 @@ REACHING_UP = {
 PROBE_FLOORS = [
     ["shipped", "folds"],
     ["dataset", "estimators"],
-    ["dataset_files", "fit", "states", "untrained_model", "evaluation"],
+    ["dataset_files", "fit", "states", "untrained_model", "evaluation", "erasers"],
     ["sweep_files", "sweep_text"],
     ["probe_sweep"],
     ["reading", "plots"],
+    ["erasing"],
 ]
 """Of `probes`, which stands on the workbench."""
 

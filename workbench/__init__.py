@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from workbench.collecting import collect_moments as collect_moments
     from workbench.collecting import plan_moments as plan_moments
     from workbench.corpus.corpus import Corpus as Corpus
+    from workbench.direction_ablation import DirectionAblation as DirectionAblation
+    from workbench.direction_ablation import ablate_directions as ablate_directions
     from workbench.edits.files import load_edits as load_edits
     from workbench.edits.files import save_edits as save_edits
     from workbench.edits.make import ablate as ablate
@@ -91,6 +93,7 @@ _HOMES = {
     "BackwardLens": "workbench.analyses.backward_lens",
     "Corpus": "workbench.corpus.corpus",
     "DecodedDirections": "workbench.analyses.decoded_directions",
+    "DirectionAblation": "workbench.direction_ablation",
     "Directions": "workbench.analyses.directions",
     "FactEdits": "workbench.analyses.fact_edits",
     "Gradient": "workbench.gradients.gradient",
@@ -116,6 +119,7 @@ _HOMES = {
     "WordActivations": "workbench.analyses.word_activations",
     "WorkbenchError": "workbench.errors",
     "ablate": "workbench.edits.make",
+    "ablate_directions": "workbench.direction_ablation",
     "activation_patching": "workbench.analyses.activation_patching",
     "add": "workbench.edits.make",
     "backward_lens": "workbench.analyses.backward_lens",

@@ -33,6 +33,10 @@ class MissingWeight(WorkbenchError):
     """The model's family has no such weight matrix."""
 
 
+class NotExact(WorkbenchError):
+    """A change of activations that no change of the weights equals."""
+
+
 class UnreadableWeight(MissingWeight):
     """The weight exists, but is quantised, not loaded, or not all that its module multiplies by."""
 

@@ -60,15 +60,13 @@ def _made(transport: Transport, model: LanguageModel, kept: Mapping[Site, Tensor
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Written(Edit):
-    """What a function makes of the site's tensor, at all positions from one on, or one in so many of these."""
+    """What a function makes of the site's tensor, at all positions, or one in so many of those that are not skipped."""
 
     made: Callable[[Tensor], Tensor]
-    skip: int = 0
     one_in: int = 1
 
     def new(self, seen: Tensor, site: str, at: Pass) -> Tensor:
         return self.made(seen)
 
     def tokens(self, at: Pass) -> Tensor:
-        later = at.positions - self.skip
-        return super().tokens(at) & (later >= 0) & (later % self.one_in == 0)
+        return super().tokens(at) & ((at.positions - self.skip) % self.one_in == 0)

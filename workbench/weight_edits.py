@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -116,14 +116,7 @@ def save_edited(model: LanguageModel, folder: str | Path, *edits: WeightEdit) ->
         CannotWrite: if the folder exists and is not empty, or cannot be written; nothing half-written is left.
         MissingWeight, UnreadableWeight: if a matrix does not exist, is not one plain tensor, or the model carries adapters.
     """
-    folder = Path(folder)
-    require_new_folder(folder)
-    if getattr(model.hf, "_hf_peft_config_loaded", False) or any(hasattr(m, "base_layer") for m in model.hf.modules()):
-        raise UnreadableWeight(
-            f"{model.name!r} carries adapters of the peft library, which a plain model folder does not hold. Save the edit of "
-            "model.merge_and_unload()."
-        )
-    weights = dict(model.hf.state_dict())
+    weights = {}
     for path, added in _by_path(model, edits).items():
         module = model.module(path)
         old = parameter(module, "weight")
@@ -134,16 +127,44 @@ def save_edited(model: LanguageModel, folder: str | Path, *edits: WeightEdit) ->
             if isinstance(module, Conv1D)
             else (added.right.to(exact).T @ added.left.to(exact))
         )
-        new = (exact + change).to(old.dtype)
-        lost = float((new.to(exact) - exact - change).norm() / change.norm().clamp_min(1e-30))
+        weights[f"{path}.weight"] = exact + change
+    return save_with(model, folder, weights)
+
+
+def save_with(model: LanguageModel, folder: str | Path, weights: Mapping[str, Tensor], *, untied: bool = False) -> Path:
+    """Write a copy of the model with other values of some weights, as an ordinary Hugging Face folder with its tokenizer.
+
+    Args:
+        weights: By their names in the model's state dict, in at least float32.
+        untied: Write the unembedding beside the embedding, where the model has one matrix for both.
+    Raises:
+        CannotWrite, UnreadableWeight: as `save_edited`.
+    """
+    folder = Path(folder)
+    require_new_folder(folder)
+    if getattr(model.hf, "_hf_peft_config_loaded", False) or any(hasattr(m, "base_layer") for m in model.hf.modules()):
+        raise UnreadableWeight(
+            f"{model.name!r} carries adapters of the peft library, which a plain model folder does not hold. Save the edit of "
+            "model.merge_and_unload()."
+        )
+    whole = dict(model.hf.state_dict())
+    for name, new in weights.items():
+        old = whole[name]
+        change = new.to(old.device) - old.to(new.dtype)
+        rounded = new.to(old.device, old.dtype)
+        lost = float((rounded.to(new.dtype) - old.to(new.dtype) - change).norm() / change.norm().clamp_min(1e-30))
         if lost > ROUNDED_AWAY:
-            log.warning("%s: %.0f %% of the edit was rounded away in %s. Save a float32 model.", path, 100 * lost, old.dtype)
-        weights[f"{path}.weight"] = new
+            log.warning("%s: %.0f %% of the edit was rounded away in %s. Save a float32 model.", name, 100 * lost, old.dtype)
+        whole[name] = rounded
     output_folder(folder.parent, "Name another")
     beside = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
+    config: Any = model.hf.config
+    tied = config.tie_word_embeddings
     try:
-        model.hf.save_pretrained(beside, state_dict=weights)
+        if untied:  # what save_pretrained leaves out, and what loading ties, is decided by the config alone
+            config.tie_word_embeddings = False
+        model.hf.save_pretrained(beside, state_dict=whole)
         model.tokenizer.save_pretrained(beside)
         if folder.exists():
             folder.rmdir()
@@ -153,6 +174,7 @@ def save_edited(model: LanguageModel, folder: str | Path, *edits: WeightEdit) ->
             f"{str(folder)!r} could not be written ({error.strerror or error}). Make room, or name another."
         ) from None
     finally:
+        config.tie_word_embeddings = tied
         shutil.rmtree(beside, ignore_errors=True)
     return folder
 

@@ -45,6 +45,7 @@ def solve_logistic(
     *,
     tol: float,
     max_steps: int,
+    start: Logistic | None = None,
 ) -> Logistic:
     """Minimise Σ_i weight_i · -log p(label_i | x_i) + ½ Σ_j penalty_j |w_j|², the bias free, for every strength and problem.
 
@@ -52,9 +53,10 @@ def solve_logistic(
         x: About centred and of about unit scale; anything else costs steps.
         weights: Of a row in a problem; 0 leaves it out.
         tol: The largest entry of the gradient, over the problem's weights, at which it is solved: as scikit-learn's.
+        start: The solution of a problem like this one; 0, if None.
     """
     shape = (*penalties.shape[:2], 1 if n_classes == 2 else n_classes)
-    start = Logistic(x.new_zeros(*shape, x.shape[1]), x.new_zeros(shape), 0, x.new_zeros(shape[:2]))
+    start = start or Logistic(x.new_zeros(*shape, x.shape[1]), x.new_zeros(shape), 0, x.new_zeros(shape[:2]))
     return _from(start, x, labels, weights, penalties, _covariance(x), tol, max_steps)
 
 

@@ -10,6 +10,7 @@ from workbench.cli import (
     convert_lens_verb,
     corpus_verbs,
     direction_verbs,
+    erase_verbs,
     gradient_verbs,
     lens_verbs,
     linearity_verbs,
@@ -35,7 +36,7 @@ _SETTINGS = {name: {"ignore_unknown_options": True} for name in ("neuron", "clam
 """Their argument may begin with a dash by mistake, as -1.3: so the verb sees it, and says what is wrong with it."""
 for _module in (
     model_verbs, neuron_verbs, card_verbs, direction_verbs, corpus_verbs, unit_verbs, linearity_verbs, shortcut_verbs,
-    transport_verbs, lens_verbs, convert_lens_verb, gradient_verbs, probe_verbs,
+    transport_verbs, lens_verbs, convert_lens_verb, gradient_verbs, probe_verbs, erase_verbs,
     prompt_verbs, run_verbs,
 ):  # fmt: skip
     for _name, _function in _module.VERBS.items():

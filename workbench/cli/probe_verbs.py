@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from workbench.cli.dataset_options import Data, Examples, Group, Label, Pooled, Target, Text, Type, load_dataset
 from workbench.cli.options import WRITTEN, Device, DType, Json, Model, Revision, load_model
 from workbench.cli.show import emit_json, say, table
 from workbench.embedded import DEFAULT as DEFAULT_MODEL
@@ -14,23 +15,19 @@ STATES = "resid_pre.0,resid_post"
 
 
 def probe(
-    data: Annotated[str, typer.Option("--data", help="A .csv, .tsv or .parquet file, or a shipped set: see probe-sets.")],
+    data: Data,
     site: Annotated[str, typer.Option("--site", "--sites", help="Sites, comma-separated; all states, if not given.")] = STATES,
     probe: Annotated[
         str, typer.Option(help="logistic, lda, mean, sparse, project or mlp; of numbers ridge (also as logistic) or mlp.")
     ] = "logistic",
-    pool: Annotated[str, typer.Option(help="Of the words' tokens: last, first or mean.")] = "last",
-    text: Annotated[str, typer.Option(help="Column of the text.")] = "text",
-    label: Annotated[
-        str, typer.Option(help="Column of the label; several, comma-separated, are targets of a regression.")
-    ] = "label",
-    group: Annotated[
-        str | None, typer.Option(help="Column of what is held out together, or two; group, if there is one.")
-    ] = None,
-    target: Annotated[str | None, typer.Option(help="Column of the words asked about (12:17, or the words); target.")] = None,
-    type: Annotated[str | None, typer.Option(help="Column of what a control task labels at random; type.")] = None,
+    pool: Pooled = "last",
+    text: Text = "text",
+    label: Label = "label",
+    group: Group = None,
+    target: Target = None,
+    type: Type = None,
     numbers: Annotated[bool, typer.Option("--numbers", help="Labels are numbers, for a regression.")] = False,
-    examples: Annotated[int | None, typer.Option(min=2, help="The first so many; all, if not given.")] = None,
+    examples: Examples = None,
     balanced: Annotated[
         bool, typer.Option("--balanced", help="Weigh classes alike, whatever their number of examples.")
     ] = False,
@@ -48,7 +45,6 @@ def probe(
     json: Json = False,
 ) -> None:
     """Is a concept there, at which layers, and would it be there in an untrained model?"""
-    from probes.dataset import Dataset
     from probes.fit import probe_named
     from probes.probe_sweep import sweep
     from probes.reading import read_probe
@@ -56,13 +52,7 @@ def probe(
 
     if out is not None:
         output_folder(out)
-    columns = label.split(",")
-    dataset = Dataset.load(
-        data, text=text, label=columns if len(columns) > 1 else label, group=None if group is None else group.split(","),
-        target=target, type=type, kind="numbers" if numbers else None,
-    )  # fmt: skip
-    dataset = dataset if examples is None else dataset.head(examples)
-    say(f"{dataset}")
+    dataset = load_dataset(data, text, label, group, target, type, examples, "numbers" if numbers else None)
     chosen = probe_named(probe, dataset.kind, class_weight="balanced", seed=seed, device=device) if balanced else probe
     loaded = load_model(model, revision, device, dtype)
     note(seed=seed, dataset=dataset.settings)

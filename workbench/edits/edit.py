@@ -42,6 +42,9 @@ class Edit(ABC):
     """Tokens looked at, as `positions`; at `pattern` and `attn_scores`, whose positions are the tokens that look."""
     when: When = "all"
     """`prompt`: only what is given; `new`: only what is generated after it, token by token."""
+    skip: int = 0
+    """Leave the first so many tokens of every text as they are. Attention rests on the first (the first four hold the sinks of
+    most models), and its state is like no other's: what was fitted on ordinary tokens says nothing of it."""
 
     def __init_subclass__(cls, kind: str = "", **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -51,6 +54,8 @@ class Edit(ABC):
 
     def __post_init__(self) -> None:
         require_one_of("when", self.when, get_args(When))
+        if self.skip < 0:
+            raise UnknownOption(f"{self!r}: skip={self.skip} is below 0. Give how many first tokens to leave alone.")
 
     def __repr__(self) -> str:
         shown = [repr(self.site)]
@@ -107,7 +112,7 @@ class Edit(ABC):
             chosen &= (at.positions >= at.lengths[:, None]) == (self.when == "new")
         if self.positions is not None:
             chosen &= at.matching(self.positions, at.positions)
-        return chosen
+        return chosen & (at.positions >= self.skip)
 
     def met(self, at: Pass) -> set[tuple[str, int]]:
         """Which of the positions and keys asked for some chosen token of this pass stands at, or looks at."""

@@ -79,7 +79,7 @@ def from_json(value: Any) -> Edit:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
-        data = value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        data = value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
         dtype = str(value.dtype).removeprefix("torch.")
         return {"dtype": dtype, "shape": list(value.shape), "base64": base64.b64encode(data).decode()}
     if isinstance(value, dict):
@@ -95,7 +95,7 @@ def _read(name: str, value: Any) -> Any:
     Raises:
         TypeError, ValueError, KeyError, RuntimeError: if it cannot be one.
     """
-    if name in ("vector", "basis"):
+    if name in ("vector", "basis", "read", "center"):
         return _finite(_tensor(value))
     if name == "values":
         return {str(site): _tensor(item) for site, item in dict(value).items()}
@@ -105,13 +105,14 @@ def _read(name: str, value: Any) -> Any:
         return indices(name, value)
     if name == "lengths":
         return tuple(map(index, value))
-    return index(value) if name == "seed" else str(value)
+    return index(value) if name in ("seed", "skip") else str(value)
 
 
 def _tensor(value: Any) -> Tensor:
     dtype = {str(one).removeprefix("torch."): one for one in _DTYPES}[value["dtype"]]
     data = np.frombuffer(base64.b64decode(value["base64"], validate=True), np.uint8).copy()
-    return torch.from_numpy(data).view(dtype).reshape(value["shape"])
+    found = torch.from_numpy(data).view(dtype) if data.size else torch.empty(0, dtype=dtype)
+    return found.reshape(value["shape"])
 
 
 def _finite(value: Tensor) -> Tensor:

@@ -55,17 +55,32 @@ class Add(Edit, kind="add"):
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class ProjectOut(Edit, kind="project_out"):
-    """What lies in the span of some directions is removed."""
+    """What lies in the span of some directions is removed: x - (x - center) read basisᵀ."""
 
     basis: Tensor
     """Orthonormal, `[width, directions]`."""
+    read: Tensor | None = None
+    """What says how much of each direction there is, `[width, directions]`, readᵀ basis = 1; the basis itself, if None: an
+    orthogonal projection."""
+    center: Tensor | None = None
+    """What is left as it is, `[width]`; the origin, if None."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for one, shape in ((self.read, self.basis.shape), (self.center, self.basis.shape[:1])):
+            if one is not None and one.shape != shape:
+                raise UnknownOption(
+                    f"{self!r}: a tensor of {list(one.shape)} does not fit a basis of {list(self.basis.shape)}."
+                )
 
     def new(self, seen: Tensor, site: str, at: Pass) -> Tensor:
         dtype = torch.promote_types(seen.dtype, torch.float32)
         if self.basis.dim() != 2 or self.basis.shape[0] != seen.shape[-1]:
             raise _misfit(self, self.basis.shape[:1], seen)
         basis, x = self.basis.to(seen.device, dtype), seen.to(dtype)
-        return (x - (x @ basis) @ basis.T).to(seen.dtype)
+        read = basis if self.read is None else self.read.to(seen.device, dtype)
+        moved = x if self.center is None else x - self.center.to(seen.device, dtype)
+        return (x - (moved @ read) @ basis.T).to(seen.dtype)
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)

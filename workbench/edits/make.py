@@ -1,6 +1,7 @@
 """The words for edits: `wb.clamp("mlp_up.12", 345, 8.0)`, `wb.ablate(...)`, …; each gives a value for `wb.intervene`.
 
-All take the selectors of `Edit` (rows, positions, heads, neurons, keys, when): what is not chosen stays bitwise as it was.
+All take the selectors of `Edit` (rows, positions, heads, neurons, keys, when, skip): what is not chosen stays bitwise as it
+was.
 """
 
 from collections.abc import Callable, Iterable
@@ -27,6 +28,7 @@ class Where(TypedDict, total=False):
     heads: Some
     keys: Some
     when: When
+    skip: int
 
 
 def clamp(site: str, neurons: Some, value: float, **where: Unpack[Where]) -> Edit:
@@ -34,12 +36,12 @@ def clamp(site: str, neurons: Some, value: float, **where: Unpack[Where]) -> Edi
 
     Davies 2025 (arXiv 2501.02688) clamps a neuron's up projection, before the gate multiplies it: `mlp_up`.
     """
-    return Clamp(site=site, value=float(value), **_where(where, neurons))
+    return Clamp(site=site, value=float(value), **located(where, neurons))
 
 
 def scale(site: str, factor: float, *, neurons: Some = None, **where: Unpack[Where]) -> Edit:
     """Multiply by a number; by 1 nothing changes, bitwise."""
-    return Scale(site=site, factor=float(factor), **_where(where, neurons))
+    return Scale(site=site, factor=float(factor), **located(where, neurons))
 
 
 def add(site: str, vector: Tensor, factor: float = 1.0, *, neurons: Some = None, **where: Unpack[Where]) -> Edit:
@@ -48,7 +50,7 @@ def add(site: str, vector: Tensor, factor: float = 1.0, *, neurons: Some = None,
     Raises:
         NotFinite: if the vector holds NaN or infinity.
     """
-    return Add(site=site, vector=_finite("add: the vector", vector), factor=float(factor), **_where(where, neurons))
+    return Add(site=site, vector=_finite("add: the vector", vector), factor=float(factor), **located(where, neurons))
 
 
 def project_out(site: str, directions: Tensor, **where: Unpack[Where]) -> Edit:
@@ -63,7 +65,7 @@ def project_out(site: str, directions: Tensor, **where: Unpack[Where]) -> Edit:
     kept = basis[sizes > sizes.max() * max(rows.shape) * torch.finfo(torch.float32).eps]
     if not sizes.max() > 0:
         raise UnknownOption("project_out: all directions are zero, so they span nothing. Give at least one that is not.")
-    return ProjectOut(site=site, basis=kept.T.float().contiguous(), **_where(where))
+    return ProjectOut(site=site, basis=kept.T.float().contiguous(), **located(where))
 
 
 def ablate(
@@ -84,7 +86,7 @@ def ablate(
         UnknownOption: if the source is missing, or does not hold the site.
     """
     require_one_of("to", to, ("zero", "mean", "resample"))
-    common: dict[str, Any] = {"site": site, **_where(where, neurons)}
+    common: dict[str, Any] = {"site": site, **located(where, neurons)}
     if to == "zero":
         if source is not None:
             raise UnknownOption(
@@ -120,7 +122,7 @@ def patch(
         UnknownOption: if the source does not hold the site whole.
         LengthMismatch: from the forward pass, if the prompts have other numbers of tokens and no positions were named.
     """
-    chosen = {"when": "prompt", "source_positions": indices("source_positions", source_positions), **_where(where, neurons)}
+    chosen = {"when": "prompt", "source_positions": indices("source_positions", source_positions), **located(where, neurons)}
     if source.positions is not None:
         raise UnknownOption("patch: the source was captured at some positions only. Capture it whole; positions= chooses.")
     lengths = source.mask.sum(1).tolist()
@@ -139,7 +141,7 @@ def patch(
 
 def replace(site: str, function: Callable[[Tensor], Tensor], *, neurons: Some = None, **where: Unpack[Where]) -> Edit:
     """Put what a function makes of the site's tensor, `[batch, pos, …]`, at the chosen entries. Cannot be saved as JSON."""
-    return Replace(site=site, function=function, **_where(where, neurons))
+    return Replace(site=site, function=function, **located(where, neurons))
 
 
 def _named(site: str, source: Activations) -> list[str]:
@@ -155,7 +157,8 @@ def _named(site: str, source: Activations) -> list[str]:
     return names
 
 
-def _where(where: Where, neurons: Some = None) -> dict[str, Any]:
+def located(where: Where, neurons: Some = None) -> dict[str, Any]:
+    """The selectors as an edit holds them, of what a user gives."""
     given: dict[str, Any] = {"neurons": neurons, **where}
     return {name: indices(name, value) if name in SELECTORS else value for name, value in given.items()}
 

@@ -1,0 +1,70 @@
+"""Erasers of many sites at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from sklearn.base import clone
+from torch import Tensor
+
+from probes.dataset import Dataset
+from probes.erasers.concept import indicators, joint_of
+from probes.erasers.eraser import Eraser, MomentEraser
+from probes.erasers.named import eraser_named
+from probes.states import BAG, EMBEDDING, States
+from workbench.errors import BadDataset
+from workbench.model import LanguageModel
+from workbench.transports.transport import of_model
+
+
+def fit_erasers(
+    states: Mapping[str, Tensor],
+    dataset: Dataset | None = None,
+    eraser: str | Eraser = "leace",
+    *,
+    model: LanguageModel | None = None,
+    device: str | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """An eraser of a dataset's concept for every site, from states that one pass of the model gave.
+
+    Args:
+        states: `[n, d]` by site, of `probes.collect_states`, or rows of your own.
+        dataset: Whose labels they are; the states' own, if None.
+        eraser: A name (`leace`, `inlp`, `mean`, `sal`, `rlace`, `random`), or an eraser with its options.
+        model: Of which the states are: the erasers then refuse to be used on another.
+        device: Where they are fitted.
+        options: Of an eraser that is named.
+    Raises:
+        BadDataset: if there are not as many states as labels.
+        UnknownOption: if there is no such eraser, or it has no such option.
+    """
+    if dataset is None:
+        if not isinstance(states, States):
+            raise BadDataset("Rows by themselves have no labels. Give the dataset that they are of.")
+        dataset = states.dataset
+    own: Any = eraser_named(eraser, **options) if isinstance(eraser, str) else eraser
+    about = {} if model is None else of_model(model)
+    columns = None
+    found = {}
+    for site, rows in states.items():
+        if site in (BAG, EMBEDDING):
+            continue
+        if len(rows) != len(dataset):
+            raise BadDataset(
+                f"Rows of {site!r} are {len(rows)}, and {dataset.name!r} has {len(dataset)} labels. Give one each."
+            )
+        one: Any = clone(own)
+        x = rows.to(device or rows.device, torch.float64 if rows.dtype == torch.float64 else torch.float32)
+        if isinstance(one, MomentEraser):
+            if columns is None:
+                columns = indicators(dataset.labels, len(dataset))
+            one.classes_ = columns[1]
+            one.fit_moments(joint_of(x, columns[0]))
+        else:
+            one.fit(x, dataset.labels, groups=dataset.groups[:, 0])
+        one.settings_ = about | dataset.settings | {"site": site, "pool": getattr(states, "settings", {}).get("pool")}
+        found[site] = one
+    return found
