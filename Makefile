@@ -36,6 +36,7 @@ bench: install
 	$(BIN)/python tests/benchmarks/backward_lens.py
 	$(BIN)/python tests/benchmarks/gradient_ranks.py
 	$(BIN)/python tests/benchmarks/probing.py
+	$(BIN)/python tests/benchmarks/erasing.py
 	$(BIN)/python tests/benchmarks/capture.py
 	$(BIN)/python tests/benchmarks/store.py
 	$(BIN)/python tests/benchmarks/reading.py

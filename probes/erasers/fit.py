@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from sklearn.base import clone
 from torch import Tensor
 
 from probes.dataset import Dataset
+from probes.erasers.closed_forms import LEACE
 from probes.erasers.concept import indicators, joint_of
 from probes.erasers.eraser import Eraser, MomentEraser
 from probes.erasers.named import eraser_named
@@ -17,6 +19,11 @@ from probes.states import BAG, EMBEDDING, States
 from workbench.errors import BadDataset
 from workbench.model import LanguageModel
 from workbench.transports.transport import of_model
+
+log = logging.getLogger("workbench")
+FEW = 2
+"""Rows a column below which LEACE's oblique direction is mostly noise: of 400 rows of 576 columns, at all layers, ordinary text
+lost 2.8 nats a token, of 2,256 rows 0.08."""
 
 
 def fit_erasers(
@@ -58,6 +65,11 @@ def fit_erasers(
             )
         one: Any = clone(own)
         x = rows.to(device or rows.device, torch.float64 if rows.dtype == torch.float64 else torch.float32)
+        if isinstance(one, LEACE) and len(x) < FEW * x.shape[1]:
+            log.warning(
+                "%s: LEACE has %d rows of %d columns, few to say along which direction rows move least: what it does to others "
+                "may be large. Give more rows, or take mean projection.", site, len(x), x.shape[1],
+            )  # fmt: skip
         if isinstance(one, MomentEraser):
             if columns is None:
                 columns = indicators(dataset.labels, len(dataset))

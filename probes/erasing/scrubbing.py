@@ -217,7 +217,7 @@ class _Measured:
         batch_tokens: int | None, seed: int, skip: int,
     ) -> None:  # fmt: skip
         self.model, self.skip = model, skip
-        ordinary = corpus if isinstance(corpus, Corpus) else Corpus(corpus, length=256)
+        ordinary = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
         self.ordinary = HeldOut(model, held_out_rows(ordinary, model, tokens), batch_tokens)
         self.texts = ConceptTexts(model, dataset, answers)
         self.untouched = self.texts.under(nullcontext())

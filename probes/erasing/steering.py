@@ -126,9 +126,7 @@ def steer(
     texts = ConceptTexts(model, dataset, answers)
     if texts.given is None or len(dataset.classes) != 2:
         raise UnknownOption("Steering is seen by two answers. Give answers={class: word} for a dataset of two classes.")
-    ordinary = HeldOut(
-        model, held_out_rows(corpus if isinstance(corpus, Corpus) else Corpus(corpus, length=256), model, tokens), None
-    )
+    ordinary = HeldOut(model, held_out_rows(corpus if isinstance(corpus, Corpus) else Corpus(corpus), model, tokens), None)
     random = torch.randn(draws, len(vector), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     ways = {"probe": vector[None], "random": random / random.norm(dim=1, keepdim=True) * vector.norm()}
     sign, table, said = np.where(dataset.index == 1, 1, -1), [], []

@@ -49,7 +49,7 @@ def compare_models(
         corpus, tokens: Ordinary text, and how much of it is scored.
         prompts: To be continued by both, greedily.
     """
-    rows = held_out_rows(corpus if isinstance(corpus, Corpus) else Corpus(corpus, length=256), before, tokens)
+    rows = held_out_rows(corpus if isinstance(corpus, Corpus) else Corpus(corpus), before, tokens)
     old, new = (losses(model, rows, batch_tokens, nullcontext()) for model in (before, after))
     change, error = new.change(old)
     said = [model.generate(list(prompts), max_new_tokens=max_new_tokens) if prompts else [] for model in (before, after)]

@@ -69,10 +69,21 @@ def erase(
         loaded, dataset, None if site is None else site.split(","), erasers=eraser.split(","), mlp=mlp, pool=pool,  # pyright: ignore[reportArgumentType]
         seed=seed, device=device, progress=not json,
     )  # fmt: skip
-    results: dict[str, Any] = {"": found}
-    pictures = {"leaks": found.plot("leaks"), "scatter": found.plot("scatter")}
-    if len(found.curve):
-        pictures["curve"] = found.plot("curve")
+    results: dict[str, Any] = {}
+    pictures: list[str] = []
+
+    def keep(name: str, result: Any, *drawn: str) -> None:
+        """Written at once: what comes later takes minutes, and may find a mistake."""
+        results[name] = result
+        for picture in drawn if out is not None else ():
+            assert out is not None
+            stem = f"{name}-{picture}" if name and picture else name or picture
+            wrote(write_page(out / f"{stem}.html", result.plot(picture) if picture else result.plot()))
+            pictures.append(stem)
+        if out is not None:
+            wrote(result.save(out / name))
+
+    keep("", found, "leaks", "scatter", *(["curve"] if len(found.curve) else []))
     if run:
         ways: dict[str, Any] = {
             name.replace("/", ", "): one for name, one in found.erasers.items() if not name.endswith("/random")
@@ -83,21 +94,12 @@ def erase(
         scrubbed = scrub(
             loaded, ways, dataset, answers=right, prompts=prompt or (), tokens=tokens, curve=curve, seed=seed, progress=not json
         )  # fmt: skip
-        results["scrubbing"] = scrubbed
-        pictures["scrubbing"] = scrubbed.plot("bars")
-        if len(scrubbed.curve):
-            pictures["scrubbing-curve"] = scrubbed.plot("curve")
+        keep("scrubbing", scrubbed, "bars", *(["curve"] if len(scrubbed.curve) else []))
     if follow:
         first = next((one for name, one in found.erasers.items() if not name.endswith("/random")), None)
         if first is None:
             raise UnknownOption("There is no eraser to follow. Name one besides random and shuffled.")
-        results["followed"] = followed(loaded, first, dataset, pool=pool, seed=seed, progress=not json)  # pyright: ignore[reportArgumentType]
-        pictures["followed"] = results["followed"].plot()
-    if out is not None:
-        for name, one in results.items():
-            wrote(one.save(out / name))
-        for name, picture in pictures.items():
-            wrote(write_page(out / f"{name}.html", picture))
+        keep("followed", followed(loaded, first, dataset, pool=pool, seed=seed, progress=not json), "")  # pyright: ignore[reportArgumentType]
     if json:
         tables = {name or "erasure": one.table for name, one in results.items()}
         rows = {name: one.astype(object).where(one.notna(), None).to_dict("records") for name, one in tables.items()}
