@@ -197,10 +197,13 @@ def fit_scrubbers(
     batch = model.tokenize(list(dataset.texts or ()))
     wanted = parse_sites([sites] if isinstance(sites, str) else sites, model.n_layers)
     fitted: dict[str, Any] = {}
+    about = of_model(model)
 
     def fit_at(site: str, seen: Tensor) -> Tensor:
         rows = seen[torch.arange(len(places), device=seen.device), places.to(seen.device)].flatten(1)
-        fitted[site] = fit_erasers({site: rows}, dataset, eraser, model=model, device=device, **options)[site]
+        found = fit_erasers({site: rows}, dataset, eraser, device=device, **options)[site]
+        found.settings_ = about | found.settings_
+        fitted[site] = found
         return fitted[site].transform(seen.flatten(2)).view_as(seen)
 
     edits = [Written(site=str(site), made=partial(fit_at, str(site)), skip=skip) for site in wanted]
@@ -258,7 +261,7 @@ class _Measured:
 
 
 def _erasing(model: LanguageModel, erasers: Sequence[Eraser], skip: int) -> Any:
-    return intervene(model, *(one.as_edit(model=model, skip=skip) for one in erasers)) if erasers else nullcontext()
+    return intervene(model, *(one.as_edit(skip=skip) for one in erasers)) if erasers else nullcontext()
 
 
 def _ways(model: LanguageModel, erasers: Erasure | Mapping[str, Any]) -> dict[str, list[Any]]:
