@@ -122,6 +122,27 @@ class Dataset:
         parts = {name: getattr(self, name) for name in ("texts", "labels", "spans", "groups", "types")}
         return replace(self, **{name: None if part is None else part[:n] for name, part in parts.items()})
 
+    def halves(self, seed: int = 0) -> tuple[Dataset, Dataset]:
+        """Two halves of the groups (of the first column), with like shares of the classes: to fit to one, and score on the
+        other.
+
+        Raises:
+            TooFewExamples: if a class has fewer than two groups.
+        """
+        from probes.folds import folds_by_group, numeric_folds
+
+        groups = self.groups[:, 0]
+        fold = (
+            folds_by_group(self.index, groups, 2, seed) if self.kind == "classes" else numeric_folds(len(self), groups, 2, seed)
+        )
+        first, second = (self._only(np.flatnonzero(fold == side)) for side in (0, 1))
+        return first, second
+
+    def _only(self, at: np.ndarray) -> Dataset:
+        parts = {name: getattr(self, name) for name in ("labels", "spans", "groups", "types")}
+        texts = None if self.texts is None else [self.texts[i] for i in at]
+        return replace(self, texts=texts, **{name: None if part is None else part[at] for name, part in parts.items()})
+
     @classmethod
     def load(
         cls,

@@ -55,6 +55,18 @@ def read(
     )  # fmt: skip
 
 
+def column_of(source: str | Path | pd.DataFrame, column: str) -> np.ndarray:
+    """One column of a dataset's table, `[n]`, such as labels of another task.
+
+    Raises:
+        BadDataset: if the file or the column is missing.
+    """
+    table, name, _ = _table(source)
+    if column not in table:
+        raise BadDataset(f"{name!r} has no column {column!r}. It has {', '.join(map(str, table.columns))}.")
+    return table[column].to_numpy()
+
+
 def _named(table: pd.DataFrame, columns: list[str], name: str) -> np.ndarray:
     """Columns as text.
 

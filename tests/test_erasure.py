@@ -294,9 +294,12 @@ def test_pictures_hold_the_numbers_of_the_table(both):
         both.plot("map")
 
 
-def test_erasers_are_of_all_examples_and_found_by_name(both):
+def test_erasers_are_of_the_first_half_and_found_by_name(both):
     rows, dataset = planted()
-    alone = probes.LEACE().fit(rows["resid_post.1"], dataset.labels)
+    first, second = dataset.halves(0)
+    assert not set(first.groups[:, 0]) & set(second.groups[:, 0])
+    own = np.isin(dataset.groups[:, 0], first.groups[:, 0])
+    alone = probes.LEACE().fit(rows["resid_post.1"][torch.from_numpy(own)], first.labels)
     torch.testing.assert_close(both.eraser("leace").matrix, alone.matrix, rtol=1e-9, atol=1e-12)
     with pytest.raises(UnknownOption, match=r"no eraser 'resid_post.1/rlace' here. There are resid_post.1/leace"):
         both.eraser("rlace")

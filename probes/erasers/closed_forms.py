@@ -20,9 +20,9 @@ class LEACE(MomentEraser):
     classifier of the concept does better than its shares alone, the one that moves rows least, in every inner product at once.
 
     In the form without roots, with C the covariances with the concept: P = 1 - Σ⁻¹ C (CᵀΣ⁻¹C)⁻¹ Cᵀ for rows, by one Cholesky
-    factorisation. It is oblique: idempotent, not symmetric. Differently from the concept-erasure package, what is left alone as
-    chance is found by canonical correlations (see `Concept.of`), statistics are float64 whatever the rows are, and there is no
-    constraint on the trace, which the optimum obeys: tr cov = tr Σ - what is removed.
+    factorisation. It is oblique: idempotent, not symmetric. Differently from the concept-erasure package, what is left alone
+    as chance is found by canonical correlations (see `Concept.of`), sums are kept in float64 (rows are multiplied in their own
+    precision), and there is no constraint on the trace, which the optimum obeys: tr cov = tr Σ - what is removed.
     """
 
     def __init__(self, *, tolerance: float | str = "chance", shrink: bool = True, device: str | None = None) -> None:

@@ -34,6 +34,8 @@ def indicators(z: Any, n: int, classes: Any = None) -> tuple[Float[Tensor, "n k"
         TooFewExamples: if the concept is the same in all rows.
         NotFinite: if a number is none.
     """
+    if z is None:
+        raise BadDataset("An eraser needs the concept: fit(X, y), with a label or a number for each row.")
     z = z.cpu().numpy() if isinstance(z, Tensor) else np.asarray(z)
     require_as_many(len(z), n, "labels")
     if z.ndim == 2 or z.dtype.kind == "f":

@@ -103,8 +103,8 @@ class Eraser(TransformerMixin, BaseEstimator):
         Args:
             site: Where; the site that it was fitted to, if None.
             model: The model to be changed, to have it refused if it is another one.
-            where: As all edits take them. Without any, `skip=1`: the first token's state is like no other, and nothing that was
-                fitted on words is true of it.
+            where: As all edits take them; `skip=1`, unless positions are named: the first token's state is like no other, and
+                nothing that was fitted on words is true of it.
         Raises:
             OtherJob: if the eraser was fitted to another site, or to another model.
             UnknownOption: if it was fitted to rows alone and no site is named.
@@ -120,7 +120,7 @@ class Eraser(TransformerMixin, BaseEstimator):
                 f"The eraser was fitted to {own!r} and is to be used at {site!r}, whose states lie elsewhere. Fit one there."
             )
         read = None if torch.equal(self.read_, self.write_) else self.read_.float()
-        chosen: dict[str, Any] = located(where) if where else {"skip": 1}
+        chosen: dict[str, Any] = ({} if "positions" in where else {"skip": 1}) | located(where)
         return ProjectOut(
             site=str(site or own), basis=self.write_.float(), read=read, center=self.center_.float(), **chosen
         )  # fmt: skip

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from sklearn.base import clone
-from torch import Tensor
 
 from probes.dataset import Dataset
 from probes.erasers.closed_forms import LEACE
@@ -18,7 +18,7 @@ from probes.erasers.named import eraser_named
 from probes.states import BAG, EMBEDDING, States
 from workbench.errors import BadDataset
 from workbench.model import LanguageModel
-from workbench.transports.transport import of_model
+from workbench.transports.transport import OF_THE_MODEL, of_model
 
 log = logging.getLogger("workbench")
 FEW = 2
@@ -26,8 +26,19 @@ FEW = 2
 lost 2.8 nats a token, of 2,256 rows 0.08."""
 
 
+def model_of(states: Mapping[str, Any]) -> dict[str, Any]:
+    """Of which model states are, as far as they say so."""
+    settings = states.settings if isinstance(states, States) else {}
+    return {name: settings[name] for name in OF_THE_MODEL if name in settings}
+
+
+def class_labels(dataset: Dataset) -> np.ndarray:
+    """Labels as erasers read them: fractions that name classes are written out, or they would be taken for numbers."""
+    return dataset.labels.astype(str) if dataset.kind == "classes" and dataset.labels.dtype.kind == "f" else dataset.labels
+
+
 def fit_erasers(
-    states: Mapping[str, Tensor],
+    states: Mapping[str, Any],
     dataset: Dataset | None = None,
     eraser: str | Eraser = "leace",
     *,
@@ -41,7 +52,7 @@ def fit_erasers(
         states: `[n, d]` by site, of `probes.collect_states`, or rows of your own.
         dataset: Whose labels they are; the states' own, if None.
         eraser: A name (`leace`, `inlp`, `mean`, `sal`, `rlace`, `random`), or an eraser with its options.
-        model: Of which the states are: the erasers then refuse to be used on another.
+        model: Of which the states are, where they do not say so (`States` do): erasers refuse to be used on another.
         device: Where they are fitted.
         options: Of an eraser that is named.
     Raises:
@@ -53,12 +64,14 @@ def fit_erasers(
             raise BadDataset("Rows by themselves have no labels. Give the dataset that they are of.")
         dataset = states.dataset
     own: Any = eraser_named(eraser, **options) if isinstance(eraser, str) else eraser
-    about = {} if model is None else of_model(model)
+    about = model_of(states) if model is None else of_model(model)
+    labels = class_labels(dataset)
     columns = None
     found = {}
-    for site, rows in states.items():
+    for site, given in states.items():
         if site in (BAG, EMBEDDING):
             continue
+        rows = torch.as_tensor(given)
         if len(rows) != len(dataset):
             raise BadDataset(
                 f"Rows of {site!r} are {len(rows)}, and {dataset.name!r} has {len(dataset)} labels. Give one each."
@@ -72,11 +85,11 @@ def fit_erasers(
             )  # fmt: skip
         if isinstance(one, MomentEraser):
             if columns is None:
-                columns = indicators(dataset.labels, len(dataset))
+                columns = indicators(labels, len(dataset))
             one.classes_ = columns[1]
             one.fit_moments(joint_of(x, columns[0]))
         else:
-            one.fit(x, dataset.labels, groups=dataset.groups[:, 0])
+            one.fit(x, labels, groups=dataset.groups[:, 0])
         one.settings_ = about | dataset.settings | {"site": site, "pool": getattr(states, "settings", {}).get("pool")}
         found[site] = one
     return found

@@ -39,16 +39,18 @@ class ConceptTexts:
     def __init__(self, model: LanguageModel, dataset: Dataset, answers: Mapping[str, str] | None = None) -> None:
         """
         Args:
-            answers: By class, what may follow a text; the shipped sets' own, if None, and none where there are none.
+            answers: By class, what may follow a text; none are asked for if it is empty, and the shipped sets' own if None.
         Raises:
             UnknownOption: if a class has no answer, or two answers begin with the same token.
         """
         if dataset.texts is None:
             raise UnknownOption(f"{dataset.name!r} has no texts to run a model on. Give a dataset that has.")
-        given = answers if answers is not None else ANSWERS.get(dataset.name)
+        given = ANSWERS.get(dataset.name) if answers is None else {str(name): word for name, word in answers.items()}
         self.model, self.index = model, dataset.index if dataset.kind == "classes" else np.zeros(len(dataset), int)
-        self.given = None if given is None else dict(given)
-        self.tokens = None if given is None else _tokens(model, [str(one) for one in dataset.classes], given)
+        names = [str(one) for one in dataset.classes] if given else []
+        self.tokens = _tokens(model, names, given) if given else None
+        self.given = {name: given[name] for name in names} if given else None
+        """By class, in their order."""
         ids = model.token_ids(dataset.texts)
         self.counted = np.array([len(one) - 1 for one in ids])
         """Tokens of each text whose loss is summed."""
@@ -90,7 +92,7 @@ def _tokens(model: LanguageModel, names: Sequence[str], given: Mapping[str, str]
     """
     if missing := [name for name in names if name not in given]:
         raise UnknownOption(f"There is no answer for {missing[0]!r}. Give one for each of {', '.join(names)}.")
-    found = [model.token_ids([given[name]], bos=False)[0][0] for name in names]
+    found = [model.tokenizer.encode(given[name], add_special_tokens=False)[0] for name in names]
     if len(set(found)) < len(names):
         raise UnknownOption(
             f"Answers {dict(given)} begin with the same token. Give words that differ from their first token on."

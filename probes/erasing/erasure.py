@@ -17,7 +17,7 @@ from probes.dataset import Dataset
 from probes.erasers.closed_forms import RandomSubspace
 from probes.erasers.eraser import Eraser
 from probes.erasers.files import load_erasers, save_erasers
-from probes.erasers.fit import fit_erasers
+from probes.erasers.fit import class_labels, model_of
 from probes.erasers.named import ERASERS, eraser_named
 from probes.erasing.erasure_text import erasure_text
 from probes.estimators.logistic import LogisticProbe
@@ -61,7 +61,8 @@ class Erasure(Result):
     """Of the first site: example, group, label, eraser, first, second: fresh rows along the direction of the first half's class
     means and the one that varies most across it, before erasing and after."""
     erasers: dict[str, Eraser]
-    """By `site/eraser`, fitted to all examples: for use, not for scoring."""
+    """By `site/eraser`, fitted to the first half of the groups: what is done with them can be scored on the other,
+    `dataset.halves(seed)[1]`. For use, `probes.fit_erasers` fits to all."""
 
     def eraser(self, name: str, site: str | None = None) -> Any:
         """One of them.
@@ -163,11 +164,12 @@ def erase(
         if len(rows) != len(dataset):
             raise BadDataset(f"Rows of {site!r} are {len(rows)}, {dataset.name!r} has {len(dataset)} examples. Give one each.")
         rows = rows.to(device or rows.device, torch.float64 if rows.dtype == torch.float64 else torch.float32)
-        about = of_model(model) if isinstance(model, LanguageModel) else {}
-        dealt = dataset.classes[shuffled(dataset, np.random.default_rng(seed))]
+        about = of_model(model) if isinstance(model, LanguageModel) else model_of(states)
+        own_labels = class_labels(dataset)
+        dealt = np.unique(own_labels)[shuffled(dataset, np.random.default_rng(seed))]
         judge = _Judge(rows, dataset, main, mlp=mlp, seed=seed)
         for name, eraser in tqdm([("none", None), *named.items()], desc=f"erase at {site}", disable=not progress):
-            labels = dataset.labels if name != "shuffled" else dealt
+            labels = own_labels if name != "shuffled" else dealt
             fitted = judge.fitted(name, eraser, labels)
             table.append({"site": site, "eraser": name} | judge.row(name, fitted))
             if name == "inlp":  # the random eraser of the table is as small as the first of all: a curve of its own
@@ -177,7 +179,8 @@ def erase(
             if site == places[0] and name in ("none", "leace", "mean", "inlp", "random"):
                 points.append(judge.points(name, fitted[0]))
             if eraser is not None and name != "shuffled":
-                kept[f"{site}/{name}"] = _whole(_ranked(eraser, name, judge.rank), rows, dataset, site, about)
+                kept[f"{site}/{name}"] = fitted[0]
+                fitted[0].settings_ = about | dataset.settings | {"site": site, "pool": pool, "half": 0, "seed": seed}
     shown = getattr(states, "settings", {"model": "rows at hand"}) if isinstance(states, States) else {"model": "rows at hand"}
     shares = np.bincount(dataset.index) / len(dataset)
     settings = shown | dataset.settings | {
@@ -320,12 +323,6 @@ def _ranked(eraser: Any, name: str, rank: int) -> Any:
     """A new one; a random subspace as large as the first eraser's."""
     found: Any = clone(eraser)
     return found.set_params(directions=rank) if name == "random" else found
-
-
-def _whole(eraser: Any, rows: Tensor, dataset: Dataset, site: str, about: dict[str, Any]) -> Eraser:
-    found = fit_erasers({site: rows}, dataset, eraser)[site]
-    found.settings_ = about | found.settings_
-    return found
 
 
 def _options(eraser: Any) -> dict[str, Any]:

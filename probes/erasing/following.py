@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from workbench.intervention import intervene
 from workbench.model import LanguageModel
 from workbench.moments.joint import Joint
 from workbench.results import Result, versions, wrapped
-from workbench.sites import depth, parse_sites
+from workbench.sites import Site, depth, parse_sites
 from workbench.transports.solving import Spectrum, chosen_strength, least_squares
 from workbench.transports.transport import Transport
 
@@ -111,8 +111,9 @@ def follow(
     Args:
         eraser: Fitted to a site of this model.
         sites: Where to look; the same site and all states above it, if None.
+        dataset: Better not what the eraser was fitted to: see `Dataset.halves`.
         transports: Maps from the eraser's site; where there is none to a site, one is fitted by ridge regression to the
-            dataset's own untouched states.
+            dataset's own untouched states, for each fold of groups to those of the others.
     Raises:
         OtherJob: if the eraser, or a transport, was fitted to another model.
         NotComparable: if a site lies below the eraser's.
@@ -125,7 +126,8 @@ def follow(
         one.require_model(model)
     source = parse_sites([edit.site], model.n_layers)[0]
     least = depth(source, model.n_layers)
-    above = [f"resid_post.{layer}" for layer in range(model.n_layers) if layer > (source.layer or 0)]
+    states = [Site("resid_post", layer) for layer in range(model.n_layers)]
+    above = [str(one) for one in states if depth(one, model.n_layers) > least]
     wanted = [
         str(one) for one in parse_sites([sites] if isinstance(sites, str) else sites or [str(source), *above], model.n_layers)
     ]
@@ -140,19 +142,15 @@ def follow(
         random = collect_states(model, dataset, wanted, **options)
     before = untouched[str(source)].double()
     change = before - eraser.transform(before)
-    spectrum = None
     splits = Splits.of(folds_by_group(dataset.index, dataset.groups[:, 0], FOLDS, seed))
     resamples = Resamples(dataset.groups[:, 0], seed)
+    parts = _Parts.of(before, splits)
     given, rows = {one.target: one for one in transports if one.source == str(source)}, []
     for site in wanted:
         after = untouched[site].double()
-        if site in given:
-            matrix = given[site].matrix.double().cpu()
-        else:
-            joint = Joint.of(before, after)
-            spectrum = Spectrum.of(joint.xx) if spectrum is None else spectrum
-            matrix = least_squares(spectrum, joint.xy, chosen_strength(spectrum, joint))
-        carried, moved = change @ matrix, after - erased[site].double()
+        own = given.get(site)
+        carried = parts.carried(before, after, change) if own is None else change @ own.matrix.double().cpu()
+        moved = after - erased[site].double()
         row: dict[str, Any] = {"site": site, "layer": layer_of(site)}
         kinds = {"untouched": after, "erased": erased[site], "random": random[site], "predicted": after - carried}
         for name, states in kinds.items():
@@ -164,10 +162,31 @@ def follow(
         rows.append(row)
     settings = untouched.settings | {
         "eraser": type(eraser).__name__, "rank": eraser.rank, "source": str(source), "skip": skip, "seed": seed,
-        "transports": "given" if transports else "ridge on the set's own states", "versions": versions("scikit-learn"),
-        "chance": float(np.bincount(dataset.index).max() / len(dataset)),
+        "transports": "given" if transports else "ridge on the set's own states, other groups",
+        "chance": float(np.bincount(dataset.index).max() / len(dataset)), "versions": versions("scikit-learn"),
     }  # fmt: skip
     return Followed(table=pd.DataFrame(rows), settings=settings)
+
+
+class _Parts(NamedTuple):
+    """Folds of groups, and what a linear map of the others' states needs."""
+
+    train: list[Tensor]
+    test: list[Tensor]
+    spectra: list[Spectrum]
+
+    @classmethod
+    def of(cls, before: Tensor, splits: Splits) -> _Parts:
+        train, test = ([torch.from_numpy(np.flatnonzero(one)) for one in side.T] for side in (splits.train, splits.test))
+        return cls(train, test, [Spectrum.of(Joint.of(before[one], before[one][:, :0]).xx) for one in train])
+
+    def carried(self, before: Tensor, after: Tensor, change: Tensor) -> Tensor:
+        """The change at the source, carried on by a ridge map fitted to the states of other groups."""
+        found = torch.zeros_like(after)
+        for train, test, spectrum in zip(*self, strict=True):
+            joint = Joint.of(before[train], after[train])
+            found[test] = change[test] @ least_squares(spectrum, joint.xy, chosen_strength(spectrum, joint))
+        return found
 
 
 def _scored(name: str, rows: Tensor, dataset: Dataset, splits: Splits, resamples: Resamples, seed: int) -> dict[str, float]:

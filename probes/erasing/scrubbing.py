@@ -116,9 +116,9 @@ def scrub(
     """What becomes of the model while a concept is erased from its states, at every token but the first.
 
     Args:
-        erasers: An `Erasure`; or by name an eraser, or several that act together (`fit_scrubbers`), each at the site that it
-            was fitted to.
-        dataset: Texts with the concept.
+        erasers: An `Erasure`, fitted to half of the dataset, of which the other half is then looked at; or by name an eraser,
+            or several that act together (`fit_scrubbers`), each at the site that it was fitted to.
+        dataset: Texts with the concept. Better none that erasers of your own were fitted to: see `Dataset.halves`.
         answers: By class, the word that is right after a text (`{"plural": " are", "singular": " is"}`); a shipped set's own.
         prompts: To be continued, greedily, under each way of erasing.
         corpus, tokens: Ordinary text, and how much of it.
@@ -132,7 +132,10 @@ def scrub(
     """
     import pandas as pd
 
-    dataset = (dataset if isinstance(dataset, Dataset) else Dataset.load(dataset)).head(examples)
+    dataset = dataset if isinstance(dataset, Dataset) else Dataset.load(dataset)
+    if isinstance(erasers, Erasure):
+        dataset = dataset.halves(int(erasers.settings["seed"]))[1]
+    dataset = dataset.head(examples)
     ways = _ways(model, erasers)
     measured = _Measured(model, dataset, answers, corpus, tokens, batch_tokens, seed, skip)
     randoms = {_sizes(several): several for several in ways.values() if any(one.rank for one in several)}
@@ -170,7 +173,7 @@ def scrub(
 def fit_scrubbers(
     model: LanguageModel,
     dataset: Dataset | str,
-    sites: str | Sequence[str] = "resid_post",
+    sites: str | Sequence[str] | None = None,
     eraser: str | Eraser = "leace",
     *,
     examples: int = 1500,
@@ -185,6 +188,8 @@ def fit_scrubbers(
     `ln1` and `ln2`.)
 
     Args:
+        sites: All states but the last, if None: from the last one logits are read, and where class means are equal there, so
+            are the classes' mean logits after the words that it was fitted to, whatever the model would make of them.
         eraser: As `fit_erasers`.
         examples: At most: their states at one site lie in memory together.
         skip: As `scrub`.
@@ -195,7 +200,8 @@ def fit_scrubbers(
     dataset = (dataset if isinstance(dataset, Dataset) else Dataset.load(dataset)).head(examples)
     places = torch.from_numpy(token_spans(model, dataset)[:, 1] - 1)
     batch = model.tokenize(list(dataset.texts or ()))
-    wanted = parse_sites([sites] if isinstance(sites, str) else sites, model.n_layers)
+    given = [f"resid_post.0:{model.n_layers - 1}"] if sites is None else [sites] if isinstance(sites, str) else sites
+    wanted = parse_sites(given, model.n_layers)
     fitted: dict[str, Any] = {}
     about = of_model(model)
 

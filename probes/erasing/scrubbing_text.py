@@ -16,7 +16,7 @@ SHOWN = {
 
 
 def scrubbing_text(result: Scrubbing) -> str:
-    """The table, what the model says, and which way of erasing the model misses more than a random subspace of its size."""
+    """The table, and what the model says."""
     own = result.settings
     answers = "" if own["answers"] is None else "; task: " + ", ".join(f"{a!r} after {z}" for z, a in own["answers"].items())
     lines = [

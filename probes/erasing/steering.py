@@ -74,8 +74,8 @@ class Steering(Result):
         own = self.settings
         words = " against ".join(repr(word) for word in reversed(own["answers"].values()))
         lines = [
-            f"{own['model']} steered at {own['site']} along {own['dataset']}; a factor of 1 is the distance of the class "
-            f"means, {own['length']:.3g}; log odds of {words}",
+            f"{own['model']} steered at {own['site']} along {own['dataset']}; a factor of 1 is "
+            f"{own['length']:.3g} long; log odds of {words}",
             self.table.to_string(index=False, float_format=lambda x: f"{x:.3f}"),
         ]
         for prompt, some in self.texts.groupby("prompt", sort=False):

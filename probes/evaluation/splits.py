@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -111,6 +112,12 @@ def shuffled(dataset: Dataset, random: np.random.Generator) -> np.ndarray:
     if table.max(1).sum() < OF_GROUPS * len(own):
         return own[random.permutation(len(own))]
     return dealt(own, groups, random)
+
+
+def shuffled_set(dataset: Dataset, seed: int) -> Dataset:
+    """The same examples with labels of classes that mean nothing."""
+    labels = dataset.classes[shuffled(dataset, np.random.default_rng(seed))]
+    return replace(dataset, labels=labels, name=f"{dataset.name}, shuffled")
 
 
 def control_labels(dataset: Dataset, random: np.random.Generator) -> np.ndarray:

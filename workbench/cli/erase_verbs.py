@@ -21,10 +21,13 @@ def erase(
     eraser: Annotated[
         str, typer.Option("--eraser", "--erasers", help="Of leace, mean, inlp, sal, rlace, random, shuffled; comma-separated.")
     ] = "leace,mean,inlp,rlace,random,shuffled",
+    main: Annotated[
+        str | None, typer.Option(help="Column of another task: what erasing costs there, and how unequally.")
+    ] = None,
     mlp: Annotated[bool, typer.Option(help="Also a network, for what is left but along no direction.")] = True,
     run: Annotated[bool, typer.Option(help="Also erase while the model runs: what becomes of its loss.")] = True,
     everywhere: Annotated[
-        str | None, typer.Option(help="Also LEACE at all these sites, one after another: resid_post, or ln1,ln2.")
+        str | None, typer.Option(help="Also LEACE at all these sites, one after another: resid_post.0:29, or ln1,ln2.")
     ] = None,
     answers: Annotated[
         str | None, typer.Option(help="What is right after a text, by class: 'plural= are,singular= is'.")
@@ -53,21 +56,24 @@ def erase(
     json: Json = False,
 ) -> None:
     """Can a concept be removed from states, and does the model then miss it?"""
+    from probes.dataset_files import column_of
     from probes.erasing.answers import classes_of_answers
     from probes.erasing.erasure import erase as erased
     from probes.erasing.following import follow as followed
     from probes.erasing.scrubbing import fit_scrubbers, scrub
+    from probes.evaluation.splits import shuffled_set
     from workbench.artifacts import output_folder, write_page
 
     if out is not None:
         output_folder(out)
     right = None if answers is None else classes_of_answers(answers)
     dataset = load_dataset(data, text, label, group, target, type, examples)
+    task = None if main is None else column_of(data, main)[: len(dataset)]
     loaded = load_model(model, revision, device, dtype)
     note(seed=seed, dataset=dataset.settings)
     found = erased(
         loaded, dataset, None if site is None else site.split(","), erasers=eraser.split(","), mlp=mlp, pool=pool,  # pyright: ignore[reportArgumentType]
-        seed=seed, device=device, progress=not json,
+        main=task, seed=seed, device=device, progress=not json,
     )  # fmt: skip
     results: dict[str, Any] = {}
     pictures: list[str] = []
@@ -90,16 +96,21 @@ def erase(
         }
         if everywhere is not None:
             sites = everywhere.split(",")
-            ways[f"leace at all {everywhere}"] = fit_scrubbers(loaded, dataset, sites, device=device)
+            half = dataset.halves(seed)[0]
+            ways[f"leace at all {everywhere}"] = fit_scrubbers(loaded, half, sites, device=device)
+            null = shuffled_set(half, seed)
+            ways["... of shuffled labels"] = fit_scrubbers(loaded, null, sites, device=device, tolerance=0.0)
         scrubbed = scrub(
-            loaded, ways, dataset, answers=right, prompts=prompt or (), tokens=tokens, curve=curve, seed=seed, progress=not json
+            loaded, ways, dataset.halves(seed)[1], answers=right, prompts=prompt or (), tokens=tokens, curve=curve, seed=seed,
+            progress=not json,
         )  # fmt: skip
         keep("scrubbing", scrubbed, "bars", *(["curve"] if len(scrubbed.curve) else []))
     if follow:
         first = next((one for name, one in found.erasers.items() if not name.endswith("/random")), None)
         if first is None:
             raise UnknownOption("There is no eraser to follow. Name one besides random and shuffled.")
-        keep("followed", followed(loaded, first, dataset, pool=pool, seed=seed, progress=not json), "")  # pyright: ignore[reportArgumentType]
+        other = dataset.halves(seed)[1]
+        keep("followed", followed(loaded, first, other, pool=pool, seed=seed, progress=not json), "")  # pyright: ignore[reportArgumentType]
     if json:
         tables = {name or "erasure": one.table for name, one in results.items()}
         rows = {name: one.astype(object).where(one.notna(), None).to_dict("records") for name, one in tables.items()}

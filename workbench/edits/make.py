@@ -62,9 +62,9 @@ def project_out(site: str, directions: Tensor, **where: Unpack[Where]) -> Edit:
     """
     rows = torch.atleast_2d(_finite("project_out: a direction", directions)).double()
     _, sizes, basis = torch.linalg.svd(rows, full_matrices=False)
-    kept = basis[sizes > sizes.max() * max(rows.shape) * torch.finfo(torch.float32).eps]
-    if not sizes.max() > 0:
+    if not sizes.numel() or not sizes.max() > 0:
         raise UnknownOption("project_out: all directions are zero, so they span nothing. Give at least one that is not.")
+    kept = basis[sizes > sizes.max() * max(rows.shape) * torch.finfo(torch.float32).eps]
     return ProjectOut(site=site, basis=kept.T.float().contiguous(), **located(where))
 
 
