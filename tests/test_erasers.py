@@ -88,8 +88,10 @@ def test_leace_leaves_no_covariance_with_the_concept_and_its_mean_in_place(seed,
 @given(seed=SEEDS, classes=st.integers(2, 4))
 def test_the_spread_that_leace_takes_away_is_what_it_moves_rows_by(seed, classes):
     x, y = blobs(300, 7, classes, seed=seed)
-    after = LEACE(tolerance=0.0, shrink=False).fit(x, y).transform(x)
-    close(after.var(0).sum(), x.var(0).sum() - cost(x, after), 1e-10)
+    own = LEACE(tolerance=0.0, shrink=False).fit(x, y)
+    after = own.transform(x)
+    # Some seed's rows lie nearly in a plane, where the map is large and its rounding with it.
+    close(after.var(0).sum(), x.var(0).sum() - cost(x, after), 1e-11 * np.linalg.norm(own.matrix.numpy()))
 
 
 @settings(max_examples=20, deadline=None)

@@ -97,7 +97,7 @@ class INLP(Eraser):
         own = np.arange(len(rows)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
         require_as_many(len(own), len(rows), "groups")
         held_out = folds_by_group(index, own, HELD_OUT, self.seed) == 0
-        parts = _parts(main, index, held_out)
+        parts = _parts(main, index, own, held_out)
         random = np.random.default_rng(self.seed)
         mean = rows.mean(0, dtype=torch.float64)
         basis = torch.zeros(len(mean), 0, dtype=torch.float64, device=rows.device)
@@ -212,8 +212,9 @@ def _scored(
     return Round(rank, float(hits.mean()), float(luck.mean()), error, name)
 
 
-def _parts(main: Any, index: np.ndarray, held_out: np.ndarray) -> dict[Any, np.ndarray]:
-    """Rows of each class of the main task in which both sides have rows of two classes of the concept."""
+def _parts(main: Any, index: np.ndarray, groups: np.ndarray, held_out: np.ndarray) -> dict[Any, np.ndarray]:
+    """Rows of each class of the main task from which the concept can be learnt, two groups of each of its classes there, and in
+    which some rows are held out."""
     if main is None:
         return {None: np.ones(len(index), bool)}
     main = np.asarray(main)
@@ -221,7 +222,9 @@ def _parts(main: Any, index: np.ndarray, held_out: np.ndarray) -> dict[Any, np.n
     found = {}
     for name in np.unique(main):
         own = main == name
-        if len(set(index[own & ~held_out])) > 1 and (own & held_out).any():
+        learnt = own & ~held_out
+        sizes = [len(set(groups[learnt & (index == z)])) for z in set(index[learnt])]
+        if len(sizes) > 1 and min(sizes) > 1 and (own & held_out).any():
             found[name] = own
     if not found:
         raise BadDataset("No class of the main task has rows of two classes of the concept, so none can be learnt within one.")
