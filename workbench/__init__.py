@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from workbench.analyses.neuron_effect import neuron_effect as neuron_effect
     from workbench.analyses.neuron_map import NeuronMap as NeuronMap
     from workbench.analyses.neuron_map import map_neurons as map_neurons
+    from workbench.analyses.prompt_states import AttentionPatterns as AttentionPatterns
+    from workbench.analyses.prompt_states import StateNorms as StateNorms
+    from workbench.analyses.prompt_states import attention_patterns as attention_patterns
+    from workbench.analyses.prompt_states import state_norms as state_norms
     from workbench.analyses.scan import scan as scan
     from workbench.analyses.shortcuts import Shortcuts as Shortcuts
     from workbench.analyses.shortcuts import shortcuts as shortcuts
@@ -89,6 +93,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ActivationStore": "workbench.store.store",
+    "AttentionPatterns": "workbench.analyses.prompt_states",
     "Attribution": "workbench.analyses.logit_attribution",
     "BackwardLens": "workbench.analyses.backward_lens",
     "Corpus": "workbench.corpus.corpus",
@@ -109,6 +114,7 @@ _HOMES = {
     "NeuronMap": "workbench.analyses.neuron_map",
     "Shortcuts": "workbench.analyses.shortcuts",
     "Site": "workbench.sites",
+    "StateNorms": "workbench.analyses.prompt_states",
     "StepForecast": "workbench.analyses.step_forecast",
     "TopActivations": "workbench.analyses.top_activations",
     "Transport": "workbench.transports.transport",
@@ -122,6 +128,7 @@ _HOMES = {
     "ablate_directions": "workbench.direction_ablation",
     "activation_patching": "workbench.analyses.activation_patching",
     "add": "workbench.edits.make",
+    "attention_patterns": "workbench.analyses.prompt_states",
     "backward_lens": "workbench.analyses.backward_lens",
     "capture": "workbench.capturing",
     "capture_to_store": "workbench.store.write",
@@ -166,6 +173,7 @@ _HOMES = {
     "shipped_lens": "workbench.lenses.shipped",
     "shortcuts": "workbench.analyses.shortcuts",
     "singular_directions": "workbench.analyses.directions",
+    "state_norms": "workbench.analyses.prompt_states",
     "stream": "workbench.streaming.stream",
     "substitute": "workbench.substitution",
     "top_activations": "workbench.analyses.top_activations",

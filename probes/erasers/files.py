@@ -71,16 +71,19 @@ def load_erasers(path: str | Path) -> dict[str, Eraser]:
         raise BadArtifact(f"The erasers in {str(path)!r} are missing or damaged ({error}). Make them again.") from None
 
 
-def load_eraser(path: str | Path) -> Eraser:
-    """The one eraser of a file.
+def load_eraser(path: str | Path, name: str | None = None) -> Eraser:
+    """The eraser of a file that is named (`resid_post.20/leace`), or the only one.
 
     Raises:
-        BadArtifact: if there are several, or as `load_erasers`.
+        UnknownOption: if there is none of that name, or there are several and none is named.
+        BadArtifact: as `load_erasers`.
     """
     found = load_erasers(path)
-    if len(found) != 1:
-        raise BadArtifact(f"{str(path)!r} holds {len(found)} erasers. Read them with probes.load_erasers, and choose one.")
-    return next(iter(found.values()))
+    if name is None and len(found) > 1:
+        raise UnknownOption(f"{str(path)!r} holds several erasers: {', '.join(found)}. Name one with --name, or name=.")
+    if name is not None and name not in found:
+        raise UnknownOption(f"{str(path)!r} has no eraser {name!r}. It has {', '.join(found)}.")
+    return found[name or next(iter(found))]
 
 
 def _read(said: dict[str, Any], parts: list[torch.Tensor]) -> Eraser:

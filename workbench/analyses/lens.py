@@ -170,10 +170,11 @@ def lens(
     mask = acts.mask.cpu()
     following = _following(acts.tokens.cpu(), mask, followed)
     found = read_states(model, lens, [acts[site][acts.mask.to(acts[site].device)] for site in chosen], chosen, following, k)
-    settings = model.provenance | {
+    own = model.provenance
+    settings = own | {
         "lens": lens.kind, "sites": chosen, "k": k, "target": None if followed is None else model.token_strings[followed],
         "texts": inputs if isinstance(inputs, str) else None if isinstance(inputs, Batch) else list(inputs),
-        "lens_settings": {name: value for name, value in lens.settings.items() if name not in model.provenance},
+        "lens_settings": {name: value for name, value in lens.settings.items() if name not in own},
         "versions": versions(),
     }  # fmt: skip
     table, positions = _tables(found, chosen, acts.tokens.cpu(), mask, model)

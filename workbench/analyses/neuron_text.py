@@ -23,6 +23,7 @@ from workbench.unit_statistics import UnitStatistics
 
 if TYPE_CHECKING:
     import pandas as pd
+    import plotly.graph_objects as go
 
 CONTEXT = 16
 """Tokens before and after an example."""
@@ -48,6 +49,12 @@ class NeuronText:
     and p, the share of them (this one among them) as far from 0.5. Null words that stood there fewer than 10 times do not
     count."""
     settings: dict[str, Any]
+
+    def plot(self) -> go.Figure:
+        """The histogram of the neuron itself."""
+        from workbench.plots.top_activations import plot_values
+
+        return plot_values(self.histogram, self.statistics.set_index("side").loc["down"])
 
 
 @torch.no_grad()

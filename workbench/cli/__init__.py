@@ -6,6 +6,7 @@ import sys
 import typer
 
 from workbench.cli import (
+    app_verb,
     card_verbs,
     convert_lens_verb,
     corpus_verbs,
@@ -37,10 +38,12 @@ _SETTINGS = {name: {"ignore_unknown_options": True} for name in ("neuron", "clam
 for _module in (
     model_verbs, neuron_verbs, card_verbs, direction_verbs, corpus_verbs, unit_verbs, linearity_verbs, shortcut_verbs,
     transport_verbs, lens_verbs, convert_lens_verb, gradient_verbs, probe_verbs, erase_verbs,
-    prompt_verbs, run_verbs,
+    prompt_verbs, run_verbs, app_verb,
 ):  # fmt: skip
     for _name, _function in _module.VERBS.items():
-        app.command(_name, context_settings=_SETTINGS.get(_name))(verb(_name, _function, recorded=_module is not run_verbs))
+        app.command(_name, context_settings=_SETTINGS.get(_name))(
+            verb(_name, _function, recorded=_module not in (run_verbs, app_verb))
+        )
 
 
 def main() -> None:

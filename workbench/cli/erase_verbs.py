@@ -137,19 +137,14 @@ def ablate_weights(
     json: Json = False,
 ) -> None:
     """Write a model whose weights have nothing along an eraser's directions, and check it."""
-    from probes.erasers.files import load_erasers
+    from probes.erasers.files import load_eraser
     from workbench.analyses.written_model import compare_models
     from workbench.direction_ablation import ablate_directions
     from workbench.loading import load
     from workbench.weight_edits import require_new_folder
 
     require_new_folder(out)
-    found = load_erasers(erasers)
-    if name is None and len(found) > 1:
-        raise UnknownOption(f"{str(erasers)!r} holds several erasers: {', '.join(found)}. Name one with --name.")
-    if name is not None and name not in found:
-        raise UnknownOption(f"{str(erasers)!r} has no eraser {name!r}. It has {', '.join(found)}.")
-    chosen = found[name or next(iter(found))]
+    chosen = load_eraser(erasers, name)
     loaded = load_model(model, revision, device, dtype)
     chosen.require_model(loaded)
     ablation = ablate_directions(loaded, chosen.write_.T, untie=untie)

@@ -48,7 +48,7 @@ def backward_lens(
     if out is not None:
         output_folder(out)
     loaded = load_model(model, revision, device, dtype)
-    wanted = _target(target)
+    wanted = target_of(target)
     found = run(
         loaded, prompt, wanted, layers=layers, matrices=None if matrices is None else matrices.split(","), k=top_k, paper=paper
     )
@@ -103,7 +103,7 @@ def shift(
         require_new_folder(save)
     loaded = load_model(model, revision, device, dtype)
     note(seed=seed)
-    edit = forward_shift(loaded, prompt, _target(target), layer, strength=strength)
+    edit = forward_shift(loaded, prompt, target_of(target), layer, strength=strength)
     texts = [prompt, *(beside or [])]
     said = {"before": loaded.generate(texts, max_new_tokens=max_new_tokens)}
     for name, one in (("edited", edit), ("random", random_like(edit, seed))):
@@ -164,8 +164,9 @@ def edit_facts(
         say(f"\nWritten to {out}; the picture: fact_edits.html.")
 
 
-def _target(text: str) -> str | list[int]:
-    """
+def target_of(text: str) -> str | list[int]:
+    """A target as the command line names it: its text, or `id:8790,12`.
+
     Raises:
         UnknownOption: if ids are no numbers.
     """

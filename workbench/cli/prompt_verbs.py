@@ -1,8 +1,8 @@
-"""Verbs about prompts: scan, generate, clamp."""
+"""Verbs about prompts: scan, norms, attention, generate, clamp."""
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +21,9 @@ from workbench.cli.options import (
 from workbench.cli.show import emit_json, say
 from workbench.embedded import DEFAULT as DEFAULT_MODEL
 from workbench.manifest import file_hash, note, wrote
+
+if TYPE_CHECKING:
+    from workbench.results import Result
 
 Prompt = Annotated[str, typer.Option("--prompt", "-p", help="The text that the model goes on from.")]
 Edits = Annotated[Path | None, typer.Option(help="JSON file of edits, as wb.save_edits writes it.")]
@@ -53,10 +56,37 @@ def scan(
     print(found)
 
 
+def norms(
+    prompt: Prompt, model: Model = DEFAULT_MODEL, revision: Revision = None, device: Device = None, dtype: DType = None,
+    json: Json = False,
+) -> None:  # fmt: skip
+    """How long a prompt's states are, layer by layer: massive activations stand out."""
+    from workbench.analyses.prompt_states import state_norms
+
+    _show(state_norms(load_model(model, revision, device, dtype), prompt), json)
+
+
+def attention(
+    prompt: Prompt,
+    layer: Annotated[int, typer.Option(help="Of the heads; negative ones count from the end.")],
+    model: Model = DEFAULT_MODEL,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: DType = None,
+    json: Json = False,
+) -> None:
+    """Which tokens each head of a layer looks at."""
+    from workbench.analyses.prompt_states import attention_patterns
+
+    _show(attention_patterns(load_model(model, revision, device, dtype), prompt, layer), json)
+
+
 def generate(
     prompt: Prompt,
     model: Model = DEFAULT_MODEL,
     edits: Edits = None,
+    erasers: Annotated[Path | None, typer.Option(help="erasers.safetensors of workbench erase: with a concept erased.")] = None,
+    name: Annotated[str | None, typer.Option(help="Which of several erasers: resid_post.20/leace.")] = None,
     max_new_tokens: NewTokens = 20,
     temperature: Annotated[float, typer.Option(min=0.0, help="0: the likeliest token each time.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
@@ -71,6 +101,11 @@ def generate(
 
     chosen = _edits(edits)
     loaded = load_model(model, revision, device, dtype)
+    if erasers is not None:
+        from probes.erasers.files import load_eraser
+
+        chosen.append(load_eraser(erasers, name).as_edit(model=loaded))
+        note(erasers=file_hash(erasers))
     note(seed=seed)
     options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "chat": chat}
     before = loaded.generate(prompt, **options)
@@ -140,9 +175,17 @@ def _edits(path: Path | None) -> list:
     return edits
 
 
+def _show(result: "Result", json: bool) -> None:
+    if json:
+        table = result.table
+        emit_json({"settings": result.settings, "table": table.astype(object).where(table.notna(), None).to_dict("records")})
+        return
+    print(result)
+
+
 def _token(text: str) -> str | int:
     """A token as the user names it: its string, or `id:250`."""
     return int(text[3:]) if re.fullmatch(r"id:\d+", text) else text
 
 
-VERBS = {"scan": scan, "generate": generate, "clamp": clamp}
+VERBS = {"scan": scan, "norms": norms, "attention": attention, "generate": generate, "clamp": clamp}

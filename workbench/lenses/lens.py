@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,16 +20,15 @@ from torch import Tensor
 
 from workbench.errors import BadArtifact, NotComparable, require_one_of
 from workbench.lenses.foreign import require_own
+from workbench.lenses.kinds import KINDS, Kind
 from workbench.lenses.unfinished import forget
 from workbench.model import LanguageModel
 from workbench.sites import Site, depth, state, state_number
 from workbench.transports.files import load_transports, save_transports
 from workbench.transports.transport import OF_THE_MODEL, Transport, of_model, require_weights
 
-Kind = Literal["logit", "shortcut", "tuned", "jacobian", "jacobian_same_position"]
 STREAM = ("resid_pre", "resid_mid", "resid_post")
 """What a lens reads: the stream itself, not what is added to it."""
-KINDS = ("logit", "shortcut", "tuned", "jacobian", "jacobian_same_position")
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from workbench.errors import UnknownOption
-from workbench.lenses.lens import KINDS, Kind, Lens
+from workbench.lenses.kinds import SHIPPED, Kind, shipped_kinds
+from workbench.lenses.lens import Lens
 from workbench.model import LanguageModel
-
-SHIPPED = Path(__file__).parents[2] / "data" / "lenses"
-"""A folder a model, and in it one a kind. Empty where they are not installed: they lie in the project's own checkout."""
 
 
 def shipped_lens(model: LanguageModel, kind: Kind) -> Lens:
@@ -24,7 +20,7 @@ def shipped_lens(model: LanguageModel, kind: Kind) -> Lens:
         return Lens.logit(model)
     folder = SHIPPED / model.name / kind
     if not (folder / "run.json").is_file():
-        there = [one for one in KINDS if (SHIPPED / model.name / one / "run.json").is_file()]
+        there = shipped_kinds(model.name)[1:]
         found = f"There {'is' if len(there) == 1 else 'are'} {', '.join(there)}" if there else "There is none"
         raise UnknownOption(
             f"No {kind} lens is shipped for {model.name!r}. {found}. Fit one: workbench fit-lens --kind {kind} --model "

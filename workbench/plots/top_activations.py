@@ -28,6 +28,32 @@ def densities(counts: np.ndarray, lowest: float, highest: float) -> tuple[np.nda
     return held, low, high, counts[held] / np.maximum(high - low, 1e-12) / counts.sum()
 
 
+def bars(counts: np.ndarray, lowest: float, highest: float) -> go.Bar:
+    """A histogram, its bins as high as they hold tokens a unit of value."""
+    import plotly.graph_objects as go
+
+    held, low, high, density = densities(counts, lowest, highest)
+    return go.Bar(  # pyright: ignore[reportAttributeAccessIssue]
+        x=(low + high) / 2, y=density, width=np.maximum(high - low, 1e-12), name="tokens",
+        marker={"color": COUNTS, "line": {"width": 0}},
+        customdata=np.stack([counts[held], counts[held] / counts.sum(), low, high], 1),
+        hovertemplate="%{customdata[2]:.3g} to %{customdata[3]:.3g}: %{customdata[0]:,} tokens (%{customdata[1]:.2%})"
+        "<extra></extra>",
+    )  # fmt: skip
+
+
+def plot_values(counts: np.ndarray, unit: pd.Series) -> go.Figure:
+    """Tokens by the value of one neuron, on a logarithmic axis."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure(bars(counts, float(unit["lowest"]), float(unit["highest"])))
+    figure.update_layout(
+        template="plotly_white", height=320, bargap=0, xaxis_title="activation", title=f"{unit['site']}: values on text",
+        yaxis={"type": "log", "title": "share of tokens, a unit of activation"},
+    )  # fmt: skip
+    return figure
+
+
 def plot_unit(result: TopActivations, unit: pd.Series, examples: pd.DataFrame, counts: np.ndarray) -> go.Figure:
     """Tokens by value (bins widen away from zero, so that they are drawn by their number a unit of value), with the examples
     as points: hover for the text around them."""
@@ -35,15 +61,8 @@ def plot_unit(result: TopActivations, unit: pd.Series, examples: pd.DataFrame, c
 
     from workbench.analyses.unit_examples import in_context
 
-    held, low, high, density = densities(counts, float(unit["lowest"]), float(unit["highest"]))
-    wide = np.maximum(high - low, 1e-12)
-    figure = go.Figure()
-    figure.add_bar(
-        x=(low + high) / 2, y=density, width=wide, name="tokens", marker={"color": COUNTS, "line": {"width": 0}},
-        customdata=np.stack([counts[held], counts[held] / counts.sum(), low, high], 1),
-        hovertemplate="%{customdata[2]:.3g} to %{customdata[3]:.3g}: %{customdata[0]:,} tokens (%{customdata[1]:.2%})"
-        "<extra></extra>",
-    )  # fmt: skip
+    figure = go.Figure(bars(counts, float(unit["lowest"]), float(unit["highest"])))
+    density = figure.data[0]["y"]
     floor = density.min() if len(density) else 1.0
     for kind, colour, name in (("quantile", QUANTILE, "examples at quantiles"), ("top", TOP, "highest tokens")):
         own = examples[examples["kind"] == kind].to_dict("records")
