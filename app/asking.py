@@ -56,11 +56,15 @@ def _wait(worker: Worker, asked: Asked) -> None:
     with place.container(key=_key("wait", asked)):
         words, button = st.columns([5, 1], vertical_alignment="center")
         said = words.empty()
-        button.button("Cancel", key=_key("cancel", asked), on_click=worker.cancel, args=(asked,))
+        button.button("Cancel", key=_key("cancel", asked), on_click=_cancel, args=(worker, asked))
         while not asked.done.wait(0.25):
             what, share = _progress(worker, asked)
             said.progress(share, text=f"{what} · {time.monotonic() - asked.since:.0f} s")
     place.empty()
+
+
+def _cancel(worker: Worker, asked: Asked) -> None:
+    worker.cancel(asked)
 
 
 def _progress(worker: Worker, asked: Asked) -> tuple[str, float]:

@@ -43,7 +43,7 @@ def provenance(settings: dict[str, Any]) -> str:
     """What the numbers are of, in a line. The workbench never folds weights: they are as stored."""
     own = settings.get("versions", {})
     found = [
-        settings.get("model"), _named("revision", str(settings.get("revision") or "")[:10]), settings.get("dtype"),
+        settings.get("model"), _named("revision", settings.get("revision")), settings.get("dtype"),
         settings.get("device"), _named("attention", settings.get("attention")), "raw weights",
         _counted(settings.get("tokens")), _named("seed", settings.get("seed")), _named("mi-workbench", own.get("mi-workbench")),
     ]  # fmt: skip

@@ -1,7 +1,7 @@
 """A heatmap that can be clicked: the picture of a `plotly` heatmap of the workbench's, drawn on a canvas.
 
-Of the two ways there are, an invisible scatter over plotly's heatmap redraws the whole picture at each click and has no keyboard;
-the canvas marks the cell before the server knows of it (README, "The explorer", has both measured).
+Of the two ways there are, an invisible scatter over plotly's heatmap redraws the whole picture at each click and has no
+keyboard; the canvas marks the cell before the server knows of it (both are measured in tests/benchmarks/explorer.py).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
+from streamlit.components.v2 import component
 
 COLUMNS = 64
 """Tokens that are sent at once; more are turned over like pages."""
@@ -81,7 +82,7 @@ def _script() -> str:
 
 def _component() -> Any:
     # Registered anew in each run: a registration belongs to the running server, and tests start several in a process.
-    return st.components.v2.component("workbench_heatmap", js=_script(), isolate_styles=False)
+    return component("workbench_heatmap", js=_script(), isolate_styles=False)
 
 
 def _axis(trace: dict[str, Any], layout: dict[str, Any], name: str) -> list[str]:

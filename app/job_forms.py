@@ -30,9 +30,11 @@ VERBS = {
 """Verbs that have a form, and what they ask."""
 FIRST = {
     "map-neurons": ("side", "layers"), "top-activations": ("corpus", "sites", "max_tokens"),
-    "word-activations": ("map", "corpus", "max_tokens"), "compare-maps": ("a", "b"), "probe": ("data", "site", "probe", "examples"),
+    "word-activations": ("map", "corpus", "max_tokens"), "compare-maps": ("a", "b"),
+    "probe": ("data", "site", "probe", "examples"),
     "erase": ("data", "site", "eraser", "curve", "follow"), "transport": ("corpus", "pairs", "max_tokens", "closely"),
-    "linearity": ("corpus", "max_tokens"), "shortcuts": ("corpus", "max_tokens"), "lens-quality": ("corpus", "kind", "max_tokens"),
+    "linearity": ("corpus", "max_tokens"), "shortcuts": ("corpus", "max_tokens"),
+    "lens-quality": ("corpus", "kind", "max_tokens"),
     "fit-lens": ("corpus", "kind", "max_tokens"), "decode": ("what", "layers"), "edit-facts": ("facts", "n"),
 }  # fmt: skip
 """Options that stand before "More options"."""
@@ -131,8 +133,9 @@ def _field(verb: str, option: Any, model: str) -> Any:
         among = names if chosen in names else ["", *names]
         return st.selectbox(label, among, among.index(chosen) if chosen in among else 0, key=key, help=told)
     if option.type.name.startswith(("integer", "float")) and not option.multiple:
-        step = 1 if option.type.name.startswith("integer") else 0.1
-        return st.number_input(label, value=default, step=step, key=key, help=told)
+        step: Any = 1 if option.type.name.startswith("integer") else 0.1
+        value: Any = default
+        return st.number_input(label, value=value, step=step, key=key, help=told)
     if option.multiple:
         return st.text_area(label, "", key=key, help=f"{told} One a line.", height=68)
     return st.text_input(label, "" if default is None else str(default), key=key, help=told)

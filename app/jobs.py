@@ -1,7 +1,7 @@
 """Long work: verbs of the command line, each in a process of its own, one at a time, with its log on disk.
 
-A job is a folder of the app's: job.json, log.txt (stderr) and out.txt (stdout). What it makes lies in the runs folder. A job that
-was stopped goes on where it was when the same command is given again, as the verbs do.
+A job is a folder of the app's: job.json, log.txt (stderr) and out.txt (stdout). What it makes lies in the runs folder. A job
+that was stopped goes on where it was when the same command is given again, as the verbs do.
 """
 
 from __future__ import annotations

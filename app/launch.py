@@ -30,7 +30,7 @@ def serve(model: str, maps: Sequence[Path], runs: Path, port: int, *, browser: b
     }  # fmt: skip
     options = THEME | {
         "server.address": "127.0.0.1", "server.port": port, "server.headless": not browser, "browser.gatherUsageStats": False,
-        "server.fileWatcherType": "none", "client.toolbarMode": "minimal", "client.showErrorDetails": "type",
+        "server.fileWatcherType": "none", "client.toolbarMode": "minimal", "client.showErrorDetails": "full",
         "server.maxUploadSize": 64, "runner.fastReruns": True,
     }  # fmt: skip
     flags = {name.replace(".", "_"): value for name, value in options.items()}

@@ -1,5 +1,7 @@
 """The one look of all screens, in light and dark."""
 
+from pathlib import Path
+
 import streamlit as st
 
 THEME = {
@@ -11,23 +13,10 @@ THEME = {
 }  # fmt: skip
 """Streamlit's options, set when the app is started."""
 
-_CSS = """
-<style>
-.block-container {padding-top: 2.6rem; padding-bottom: 3rem; max-width: 1500px}
-h1 {font-size: 1.6rem !important; padding: .2rem 0 .4rem 0 !important}
-.token {font-family: ui-monospace, monospace; font-size: .82rem; white-space: pre; padding: 1px 3px; margin: 1px; border-radius: 4px;
-  border: 1px solid color-mix(in srgb, currentColor 22%, transparent); display: inline-block}
-.token small {opacity: .55; font-size: .68rem; margin-left: 3px}
-.token.special {font-style: italic; opacity: .65}
-.token.chosen {outline: 2px solid var(--st-primary-color, #2a6fbb)}
-.text {font-family: ui-monospace, monospace; font-size: .82rem; white-space: pre-wrap; line-height: 1.5}
-</style>
-"""
-
 
 def apply() -> None:
     """Into every page."""
-    st.html(_CSS)
+    st.html(Path(__file__).with_name("look.css"))
 
 
 def empty(text: str, icon: str = ":material/info:") -> None:

@@ -23,6 +23,7 @@ page = st.navigation(
 with st.sidebar:
     status.model_chooser()
     status.lamp()
+    status.link()
 st.title(page.title)
 page.run()
 status.warm_up()

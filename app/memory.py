@@ -46,8 +46,9 @@ def require_room(name: str, revision: str | None, dtype: str | None, device: str
     needed, free = needed_bytes(find(name, revision), dtype), available_bytes()
     if (device or "cpu") == "cpu" and free is not None and needed > free + freed:
         raise TooLarge(
-            f"{name} would take about {needed / 1e9:.1f} GB{f' as {dtype}' if dtype else ''}, and {(free + freed) / 1e9:.1f} GB "
-            "are free. Choose bfloat16, a smaller model or another device, or end what else is running."
+            f"{name} would take about {needed / 1e9:.1f} GB{f' as {dtype}' if dtype else ''}, and "
+            f"{(free + freed) / 1e9:.1f} GB are free. Choose bfloat16, a smaller model or another "
+            "device, or end what else is running."
         )
     return needed
 

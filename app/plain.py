@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,19 +18,21 @@ if TYPE_CHECKING:
 
 def answer(
     result: Result,
-    tables: dict[str, pd.DataFrame | None] | None = None,
-    figures: dict[str, go.Figure] | None = None,
+    tables: Mapping[str, pd.DataFrame | None] | None = None,
+    figures: Mapping[str, go.Figure] | None = None,
+    n_tokens: int | None = None,
     **more: Any,
 ) -> dict[str, Any]:
     """A result's settings, tables and pictures, as `card` takes them.
 
     Args:
         tables: Of the result's own, `table` alone if None.
+        n_tokens: Of the text that was read, where the settings do not say it.
         more: What else the screen needs, as plain values.
     """
     chosen = {"table": result.table} if tables is None else tables
     return {
-        "settings": as_plain(result.settings),
+        "settings": as_plain(result.settings | ({} if n_tokens is None else {"tokens": n_tokens})),
         "tables": {name: columns(table) for name, table in chosen.items() if table is not None},
         "figures": {name: as_plain(figure.to_plotly_json()) for name, figure in (figures or {}).items()},
         **as_plain(more),

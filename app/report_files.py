@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from html import escape
+from pathlib import Path
+from string import Template
 from typing import Any
 
 from app.card import provenance
@@ -11,18 +13,6 @@ from app.lines import Question
 
 ROWS = 40
 """Of a table, in a page."""
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>
-<style>
-body {{font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #20242c}}
-section {{border: 1px solid #dde2e9; border-radius: 8px; padding: 1rem 1.2rem; margin: 1.2rem 0; overflow-x: auto}}
-table {{border-collapse: collapse; font-size: 13px}} td, th {{padding: 2px 9px; text-align: left; border-bottom: 1px solid #eef1f5}}
-td {{font-family: ui-monospace, monospace; white-space: pre}} pre {{background: #f4f6f9; padding: .7rem; overflow-x: auto; font-size: 13px}}
-footer {{color: #66707c; font-size: 12.5px}} summary {{cursor: pointer; color: #66707c}}
-</style></head><body><h1>{title}</h1>
-{body}
-</body></html>
-"""
 
 
 def html_report(title: str, cards: dict[str, dict[str, Any]], notes: dict[str, str]) -> bytes:
@@ -31,7 +21,8 @@ def html_report(title: str, cards: dict[str, dict[str, Any]], notes: dict[str, s
 
     parts = [f"<script>{get_plotlyjs()}</script>"] if any(one["answer"]["figures"] for one in cards.values()) else []
     parts += [_section(name, one, notes.get(name, "")) for name, one in cards.items()]
-    return _PAGE.format(title=escape(title), body="\n".join(parts)).encode("utf-8", "replace")
+    page = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
+    return page.substitute(title=escape(title), body="\n".join(parts)).encode("utf-8", "replace")
 
 
 def notebook_report(title: str, cards: dict[str, dict[str, Any]], notes: dict[str, str]) -> bytes:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+from importlib import import_module
+
 import streamlit as st
 
 from app import url
-from app.asking import ask, model_asked, the_worker
+from app.asking import model_asked, the_worker
 from workbench.model_files import models
 
 NOT_CHOSEN = "as stored"
@@ -22,6 +25,15 @@ def model_chooser() -> None:
     with st.expander("Precision and device"):
         url.choice(st.selectbox, "dtype", "Numbers", [NOT_CHOSEN, "float32", "bfloat16", "float16"])
         url.choice(st.selectbox, "device", "Device", ["as it is", "cpu", "cuda", "mps"])
+
+
+def link() -> None:
+    """All that is seen is in the address: this is it, to be copied."""
+    with st.popover("Link to this view", icon=":material/link:", type="tertiary"):
+        base = (st.context.url or "").partition("?")[0]
+        query = url.link()
+        st.code(f"{base}?{query}" if query else base, language=None, wrap_lines=True)
+        st.caption("Opens the same view in any browser on this machine.")
 
 
 def lamp() -> None:
@@ -48,11 +60,15 @@ def _lamp() -> None:
 
 
 def warm_up() -> None:
-    """Load the model behind the first page. What goes wrong is said by the first card that needs it."""
+    """Behind the first page: what the next ones import, and the model. What goes wrong is said by the first card that needs
+    it."""
+    _imports()
     if url.get("model") in {one.name for one in models() if one.state == "ready"}:
         the_worker().ask("load", model=model_asked())
 
 
-def need_model() -> bool:
-    """Whether the model of the view can be had; else the page says why not."""
-    return ask("load", model=model_asked()) is not None
+@st.cache_resource(show_spinner=False)
+def _imports() -> None:
+    """Of what draws tables, pictures and searches: half a second that the first page does not wait for."""
+    names = ("pandas", "duckdb", "plotly.graph_objects", "pyarrow.parquet")
+    threading.Thread(target=lambda: [import_module(name) for name in names], daemon=True).start()

@@ -80,13 +80,19 @@ def _view(model: LanguageModel, prompt: str, lens: str, k: int, target: str | No
     return run(model, prompt, _lens(model, lens), k=k, target=_token(target))
 
 
-def _short(model: LanguageModel, prompt: str) -> None:
+def _short(model: LanguageModel, prompt: str) -> int:
+    """How many tokens a prompt has.
+
+    Raises:
+        TextTooLong: if they are more than a screen shows.
+    """
     n = int(model.tokenize(prompt).mask.sum())
     if n > LAB_TOKENS:
         raise TextTooLong(
-            f"The prompt has {n:,} tokens, and a screen shows {LAB_TOKENS} at most. Shorten it; workbench lens --prompt takes as "
-            "many as the model does."
+            f"The prompt has {n:,} tokens, and a screen shows {LAB_TOKENS} at most. Shorten it; workbench lens --prompt "
+            "takes as many as the model does."
         )
+    return n
 
 
 def _tokens(model: LanguageModel, prompt: str) -> list[dict[str, Any]]:
@@ -119,16 +125,15 @@ def lens(model: LanguageModel, prompt: str, lens: str = "logit", k: int = 5, tar
     """`lens` is a kind that is shipped for the model, or the folder of a fitted one."""
     view = _view(model, prompt, lens, k, target)
     tables = {"table": view.table, "positions": view.positions, "by_layer": view.by_layer()}
-    return answer(view, tables, {"heatmap": view.plot(stride=1)}, tokens=_tokens(model, prompt))
+    tokens = _tokens(model, prompt)
+    return answer(view, tables, {"heatmap": view.plot(stride=1)}, len(tokens), tokens=tokens)
 
 
 @of_model
-def lens_lines(
-    model: LanguageModel, prompt: str, lens: str, k: int, measure: str, target: str | None = None
-) -> dict[str, Any]:
+def lens_lines(model: LanguageModel, prompt: str, lens: str, k: int, measure: str, target: str | None = None) -> dict[str, Any]:
     """One measure of `lens`, by layer."""
     view = _view(model, prompt, lens, k, target)
-    return answer(view, {"positions": view.positions}, {measure: view.plot_trajectories(measure)})
+    return answer(view, {"positions": view.positions}, {measure: view.plot_trajectories(measure)}, _short(model, prompt))
 
 
 @of_model
@@ -137,7 +142,7 @@ def lens_difference(
 ) -> dict[str, Any]:
     one, two = _view(model, prompt, lens, 5, target), _view(model, other, other_lens, 5, target)
     figure = one.plot_difference(two, measure)
-    return answer(one, {"first": one.positions, "second": two.positions}, {"heatmap": figure})
+    return answer(one, {"first": one.positions, "second": two.positions}, {"heatmap": figure}, _short(model, prompt))
 
 
 @of_model
@@ -145,16 +150,16 @@ def attention(model: LanguageModel, prompt: str, layer: int) -> dict[str, Any]:
     from workbench.analyses.prompt_states import attention_patterns
 
     found = attention_patterns(model, prompt, layer)
-    return answer(found, None, {"heads": found.plot()})
+    return answer(found, None, {"heads": found.plot()}, _short(model, prompt))
 
 
 @of_model
 def norms(model: LanguageModel, prompt: str) -> dict[str, Any]:
     from workbench.analyses.prompt_states import state_norms
 
-    _short(model, prompt)
+    n = _short(model, prompt)
     found = state_norms(model, prompt)
-    return answer(found, None, {"heatmap": found.plot()})
+    return answer(found, None, {"heatmap": found.plot()}, n)
 
 
 @of_model
@@ -164,14 +169,15 @@ def generate(
     """A continuation as the model is and, with an eraser of a file, as it is with the concept erased."""
     from workbench.intervention import intervene
 
-    before, after, table = model.generate(prompt, max_new_tokens=max_new_tokens), None, None
+    n = _short(model, prompt)
+    before, after = model.generate(prompt, max_new_tokens=max_new_tokens), None
     if erasers is not None:
         from probes.erasers.files import load_eraser
 
         with intervene(model, load_eraser(erasers, name).as_edit(model=model)):
             after = model.generate(prompt, max_new_tokens=max_new_tokens)
     table = {"prompt": [prompt], "text": [before], "edited": [after]}
-    return {"settings": model.provenance, "tables": {"table": table}, "figures": {}}
+    return {"settings": model.provenance | {"tokens": n}, "tables": {"table": table}, "figures": {}}
 
 
 # ---- neurons
@@ -206,13 +212,13 @@ def clamp(
 ) -> dict[str, Any]:  # fmt: skip
     from workbench.analyses.neuron_effect import neuron_effect
 
-    _short(model, prompt)
+    n = _short(model, prompt)
     found = neuron_effect(
         model, layer, neuron, prompt, value=value, side=side,  # pyright: ignore[reportArgumentType]
         n_random=n_random, max_new_tokens=max_new_tokens, seed=seed, progress=False,
     )  # fmt: skip
     tables = {"table": found.table, "summary": found.summary(), "generations": found.generations}
-    return answer(found, tables, {"change": found.plot()})
+    return answer(found, tables, {"change": found.plot()}, n)
 
 
 @task
@@ -232,7 +238,7 @@ def backward(model: LanguageModel, prompt: str, target: str, step: float | None 
     from workbench.analyses.backward_lens import backward_lens
     from workbench.analyses.step_forecast import forecast_step
 
-    _short(model, prompt)
+    n = _short(model, prompt)
     found = backward_lens(model, prompt, _target(target), k=k)
     there = [str(one) for one in found.vectors["matrix"].unique()]
     figures = {one: found.plot(one) for one in there}
@@ -241,7 +247,7 @@ def backward(model: LanguageModel, prompt: str, target: str, step: float | None 
         assert found.gradients is not None
         forecast = forecast_step(found.gradients, [(prompt, _target(target))], step=step)
         tables["forecast"], figures["forecast"] = forecast.table, forecast.plot()
-    return answer(found, tables, figures, matrices=there)
+    return answer(found, tables, figures, n, matrices=there)
 
 
 # ---- results on disk

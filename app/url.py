@@ -1,7 +1,7 @@
 """All state of the view, and its place in the URL: what a page shows is what its link says.
 
-Defaults are left out, and a long prompt is named by its hash, its text kept beside the runs' log. A value that a link gets wrong is
-the default. State outlives a change of page: the layer and token that are chosen on one are chosen on all.
+Defaults are left out, and a long prompt is named by its hash, its text kept beside the runs' log. A value that a link gets
+wrong is the default. State outlives a change of page: the layer and token that are chosen on one are chosen on all.
 """
 
 from __future__ import annotations
@@ -69,13 +69,11 @@ PARAMS: dict[str, Param] = {
     "model": Param(None), "dtype": Param("as stored"), "device": Param("as it is"),
     "prompt": Param("The capital of France is", **TEXT), "other": Param("The capital of Italy is", **TEXT),
     "target": Param(""), "lens": Param("logit"), "other_lens": Param("logit"), "measure": Param("target_rank"),
-    "compare": Param("nothing"), "layer": Param(None, int), "pos": Param(None, int), "first": Param(0, int),
+    "compare": Param("nothing"), "layer": Param(None, int), "pos": Param(None, int),
     "map": Param(None), "q": Param(""), "match": Param("folded"), "side": Param("all"), "bottom": Param(False, **FLAG),
-    "within": Param(10, int), "neuron": Param(""), "decoder": Param("none"), "examples": Param(None), "start": Param("My dog is"),
-    "value": Param(8.0, float), "clamp_side": Param("up"), "answer": Param(" Rome"), "matrix": Param("W_out"),
-    "step": Param(0.0, float), "run": Param(None), "pair": Param(""), "score": Param("held_out"), "site": Param("all"),
-    "eraser": Param(None), "verb": Param("map-neurons"), "job": Param(None), "cards": Param((), _ids, ".".join),
-    "against": Param(None),
+    "within": Param(10, int), "neuron": Param(""), "decoder": Param("none"), "examples": Param(None),
+    "start": Param("My dog is", **TEXT), "value": Param(8.0, float), "clamp_side": Param("up"), "answer": Param(" Rome"),
+    "matrix": Param("W_out"), "step": Param(0.0, float), "run": Param(None), "pair": Param(""), "eraser": Param(None), "verb": Param("map-neurons"), "job": Param(None), "cards": Param((), _ids, ".".join),
 }  # fmt: skip
 """Every part of the view, by its name in the URL."""
 

@@ -122,7 +122,8 @@ class Worker:
     def _answered(self, asked: Asked) -> tuple[dict[str, Any] | None, tuple[str, str] | None]:
         try:
             process = self._running()
-            assert process.stdin is not None and process.stdout is not None
+            assert process.stdin is not None
+            assert process.stdout is not None
             process.stdin.write(json.dumps({"task": asked.task, "arguments": asked.arguments}) + "\n")
             process.stdin.flush()
             if asked.cancelled:  # between its turn and this line
@@ -159,8 +160,8 @@ class Worker:
         memory = " Memory may have run out." if code == -signal.SIGKILL else ""
         return (
             "WorkerDied",
-            f"The process that holds the model was ended {why}.{memory} Nothing on disk is harmed. Ask again: it starts anew and "
-            "loads the model.",
+            f"The process that holds the model was ended {why}.{memory} Nothing on disk is harmed. Ask again: it starts anew "
+            "and loads the model.",
         )
 
     def _hear(self, process: subprocess.Popen[str]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import look, prose, url
+from app import look, url
 from app.asking import ask, model_asked
 from app.card import card, figure, rows_of, table
 from app.heatmap import COLUMNS, cells, heatmap
@@ -35,8 +35,8 @@ def _read() -> None:
     answer = ask(question.task, **question.arguments)
     if answer is None:
         return
-    with card("Where the gradient is", question, answer, key="gradient",
-              note="Length of each token's part of a matrix's gradient. Blank: 0 by construction. Click a cell for its words."):  # fmt: skip
+    note = "Length of each token's part of a matrix's gradient. Blank: 0 by construction. Click a cell for its words."
+    with card("Where the gradient is", question, answer, key="gradient", note=note):
         said = [
             f"`{shown(one['target'])}` rank {one['rank']:,}, log p {one['log_probability']:.2f}"
             for one in rows_of(answer["tables"]["targets"])
@@ -81,11 +81,8 @@ def _cell(question: Question, answer: dict[str, Any], layer: int, pos: int) -> N
                 {"token": [shown(one["token"]) for one in some], "score": [one["score"] for one in some]}, hide_index=True
             )
         null = answer["settings"].get("null_score")
-        st.caption(
-            f"{prose.words([])}Scores of vectors at length 1; random ones reach: {null}"
-            if null is not None
-            else "Scores of vectors at length 1."
-        )
+        random = f"; random ones: median {null['median']:.2f}, 1 in 100 reaches {null['one_in_100']:.2f}" if null else ""
+        st.caption(f"Scores of vectors at length 1{random}.")
 
 
 def _ranks(question: Question, answer: dict[str, Any]) -> None:

@@ -35,7 +35,8 @@ def draw() -> None:
         return
     listed = {
         "run": [one.name for one in runs], "kind": [one.kind or one.state for one in runs],
-        "model": [one.settings.get("model") for one in runs], "revision": [str(one.settings.get("revision", ""))[:10] for one in runs],
+        "model": [one.settings.get("model") for one in runs],
+        "revision": [one.settings.get("revision") for one in runs],
         "made by": [one.verb for one in runs], "when (UTC)": [one.started for one in runs],
         "seconds": [one.settings.get("run", {}).get("timings", {}).get("total_seconds") for one in runs],
         "MB": [round(one.bytes / 1e6, 1) for one in runs], "state": [one.state for one in runs],

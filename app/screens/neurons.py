@@ -86,8 +86,9 @@ def _search(maps: list[str]) -> None:
             return
         names = [f"{layer}.{neuron}" for layer, neuron in zip(columns["layer"], columns["neuron"], strict=True)]
         chosen = table(
-            {"neuron": names, "side": columns["side"], "rank": columns["rank"], "token": [shown(one) for one in columns["token"]],
-             "score": columns["score"], "probability": columns["probability"]},
+            {"neuron": names, "side": columns["side"], "rank": columns["rank"],
+             "token": [shown(one) for one in columns["token"]], "score": columns["score"],
+             "probability": columns["probability"]},
             key="hits", on_select="rerun", selection_mode="single-row", height=300,
             column_config={"score": st.column_config.NumberColumn(format="%.1f"),
                            "probability": st.column_config.NumberColumn(format="%.2e")},
@@ -143,8 +144,9 @@ def _words(layer: int, neuron: int, maps: list[str]) -> None:
                     st.dataframe(
                         {"token": [shown(one["token"]) for one in some], "logit": [one["logit"] for one in some],
                          "probability": [one["probability"] for one in some]},
-                        hide_index=True, height=213, column_config={"logit": st.column_config.NumberColumn(format="%.2f"),
-                                                                    "probability": st.column_config.NumberColumn(format="%.1e")},
+                        hide_index=True, height=213,
+                        column_config={"logit": st.column_config.NumberColumn(format="%.2f"),
+                                       "probability": st.column_config.NumberColumn(format="%.1e")},
                     )  # fmt: skip
         near, cosines = st.tabs(["Nearest neurons", "Does it write what it reads?"])
         with near:
@@ -191,8 +193,8 @@ def _clamp(layer: int, neuron: int) -> None:
         usual = answer["settings"]["usual"][0]
         st.markdown(
             f"Its words `{prose.words(answer['settings']['words'])}`: **{own['change']:+.2f} nats** a word; random neurons "
-            f"{own['null_low']:+.2f} to {own['null_high']:+.2f} (p {own['p']:.3f}), and say {own['words_null']:.1f} of them. Its "
-            f"own value at the last token: {usual:+.2f}."
+            f"{own['null_low']:+.2f} to {own['null_high']:+.2f} (p {own['p']:.3f}), and say {own['words_null']:.1f} of them. "
+            f"Its own value at the last token: {usual:+.2f}."
         )
         figure(answer["figures"]["change"], key="clamp-change")
 

@@ -17,7 +17,8 @@ from app.screens import page_link
 
 KINDS = ("probe_sweep", "erasure", "scrubbing", "followed")
 TITLES = {
-    "layers": "Layer by layer, beside its controls", "confusion": "What is taken for what", "directions": "Examples along two directions",
+    "layers": "Layer by layer, beside its controls", "confusion": "What is taken for what",
+    "directions": "Examples along two directions",
     "map": "Places", "leaks": "What is left after erasing", "curve": "Accuracy as directions go", "points": "Before and after",
     "bars": "What the model then misses", "profile": "By layer", "followed": "Is it back further up?",
 }  # fmt: skip
@@ -43,7 +44,7 @@ def draw() -> None:
     with card(
         url.get("run"), question, answer, key="probe-run", note="Every score is held out: of groups that were not learnt from."
     ):
-        st.text(answer.get("text", ""))
+        st.code(answer.get("text", ""), language=None)
         with st.expander("Table"):
             table(answer["tables"]["table"])
     _pictures(question, answer)
@@ -53,7 +54,7 @@ def draw() -> None:
 
 def _pictures(question: Question, answer: dict[str, Any]) -> None:
     for name, picture in answer["figures"].items():
-        with card(TITLES.get(name, name), question, answer, key=f"probe-{name}"):
+        with card(TITLES.get(name) or name, question, answer, key=f"probe-{name}"):
             figure(picture, key=f"probe-figure-{name}")
 
 

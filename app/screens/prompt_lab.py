@@ -72,7 +72,7 @@ def _read() -> None:
 
 def _cell(question: Question, answer: dict[str, Any], layer: int, pos: int) -> None:
     token = shown(answer["tokens"][pos]["token"])
-    with card(f"Layer {layer}, position {pos} `{token}`: likeliest tokens", question, answer, key="cell"):
+    with card(f"{_named(layer)}, position {pos} `{token}`: likeliest tokens", question, answer, key="cell"):
         rows = [one for one in rows_of(answer["tables"]["table"]) if one["layer"] == layer and one["pos"] == pos]
         st.dataframe(
             {
@@ -83,7 +83,8 @@ def _cell(question: Question, answer: dict[str, Any], layer: int, pos: int) -> N
             hide_index=True, height=385,
             column_config={"probability": st.column_config.ProgressColumn(format="percent", min_value=0.0, max_value=1.0)},
         )  # fmt: skip
-        own = [one for one in rows_of(answer["tables"]["positions"]) if one["layer"] == layer and one["pos"] == pos][0]
+        places = rows_of(answer["tables"]["positions"])
+        own = next(one for one in places if one["layer"] == layer and one["pos"] == pos)
         st.caption(
             f"target `{shown(own['target'])}`: rank {own['target_rank']:,}, log p {own['target_log_probability']:.2f} · "
             f"entropy {own['entropy_nats']:.2f} nats · KL to output {own['kl_to_final_nats']:.3f} nats"
@@ -124,11 +125,12 @@ def _difference(layers: list[Any], row: int, pos: int) -> None:
     own = {"model": model_asked()} | same | other | {"measure": measure, "target": url.get("target") or None}
     question = Question("lens_difference", own)
     answer = ask(question.task, **question.arguments)
-    with card(f"The first less the second: {MEASURES[measure]}", question, answer, key="difference",
-              note="Blue: less in the first; orange: more. Cells hold the likeliest token, or both where they differ."):  # fmt: skip
+    note = "Blue: less in the first; orange: more. Cells hold the likeliest token, or both where they differ."
+    with card(f"The first less the second: {MEASURES[measure]}", question, answer, key="difference", note=note):
         if answer is not None:
-            heatmap(answer["figures"]["heatmap"], key="difference-cells", selected=(row, pos), diverging=True, name="difference",
-                    first=_window(len(cells(answer["figures"]["heatmap"])[1]), pos),
+            picture = answer["figures"]["heatmap"]
+            heatmap(picture, key="difference-cells", selected=(row, pos), diverging=True, name="difference",
+                    first=_window(len(cells(picture)[1]), pos),
                     on_select=lambda r, c: url.put(layer=layers[r], pos=c))  # fmt: skip
 
 
@@ -152,7 +154,7 @@ def _inside(layer: int, pos: int) -> None:
                 question,
                 answer,
                 key="norms",
-                note="Massive activations stand out: often the first token.",
+                note="Massive activations stand out.",
             ):
                 if answer is not None:
                     figure(answer["figures"]["heatmap"], key="norms-heatmap")
@@ -191,6 +193,10 @@ def _folder(lens: str) -> str:
     from workbench.lenses.kinds import KINDS
 
     return lens if lens in KINDS else str(run_at(lens))
+
+
+def _named(layer: Any) -> str:
+    return "Embedding" if layer == -1 else f"Layer {layer}"
 
 
 def _lens_name(name: str) -> str:

@@ -40,7 +40,7 @@ def draw() -> None:
         for name, picture in answer["figures"].items():
             figure(picture, key=f"linear-{name}")
         with st.expander("Table"):
-            table(answer["tables"].get("overview") or answer["tables"]["table"])
+            table(answer["tables"].get("overview") or next(iter(answer["tables"].values())))
 
 
 def _matrix(question: Question, answer: dict[str, Any]) -> None:
@@ -69,7 +69,7 @@ def _matrix(question: Question, answer: dict[str, Any]) -> None:
 
 def _pair(question: Question, answer: dict[str, Any], pair: str) -> None:
     source, _, target = pair.partition(">")
-    own = [one for one in rows_of(answer["tables"]["table"]) if str(one["from"]) == source and str(one["to"]) == target]
+    own = [one for one in rows_of(answer["tables"]["transport"]) if str(one["from"]) == source and str(one["to"]) == target]
     with card(f"From state {source} to {target}", question, answer, key="pair"):
         if not own:
             look.empty("This pair was not measured: choose a cell that is coloured.")

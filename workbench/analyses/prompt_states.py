@@ -23,8 +23,8 @@ STATES = ("resid_pre.0", "resid_post")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class StateNorms(Result):
-    """`table` has a row a token and state: columns as `Activations.to_dataframe`, of which `massive` says that a state is over 10
-    times as long as the layer's median."""
+    """`table` has a row a token and state: columns as `Activations.to_dataframe`, of which `massive` says that a state is over
+    10 times as long as the layer's median."""
 
     acts: Activations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,7 +28,7 @@ def densities(counts: np.ndarray, lowest: float, highest: float) -> tuple[np.nda
     return held, low, high, counts[held] / np.maximum(high - low, 1e-12) / counts.sum()
 
 
-def bars(counts: np.ndarray, lowest: float, highest: float) -> go.Bar:
+def bars(counts: np.ndarray, lowest: float, highest: float) -> Any:
     """A histogram, its bins as high as they hold tokens a unit of value."""
     import plotly.graph_objects as go
 
