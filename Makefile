@@ -7,7 +7,7 @@ DEMO := out/demo
 # Tiny models keep Python busy, not the matrix products: two processes of one thread each take half the time of one of two.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: demo install test test-all bench lint notebooks clean
+.PHONY: demo app install test test-all test-browser bench lint notebooks clean
 
 demo: $(VENV)/core
 	$(BIN)/workbench pull
@@ -17,7 +17,13 @@ demo: $(VENV)/core
 	@echo "Look:  open $(DEMO)/neurons.html in a browser"
 	@echo "Ask:   $(BIN)/workbench find-neurons dog --map $(DEMO)"
 	@echo "Try:   $(BIN)/workbench scan --prompt 'The capital of France is'"
+	@echo "Open:  make app"
 	@echo "Read:  notebooks/, from 01_neurons_that_speak.ipynb on"
+
+app: $(VENV)/app
+	$(BIN)/workbench pull
+	[ -e $(DEMO)/run.json ] || $(BIN)/workbench map-neurons --side all --out $(DEMO)
+	$(BIN)/workbench app
 
 install: $(VENV)/dev
 	$(BIN)/workbench pull
@@ -28,6 +34,9 @@ test: install
 test-all: notebooks
 	$(PIP) -e '.[sae,transformer-lens,nnsight]'
 	$(TEST) -m ""
+
+test-browser: install
+	$(BIN)/python -m pytest -p no:xdist tests/browser
 
 bench: install
 	$(BIN)/python tests/benchmarks/neuron_map.py
@@ -43,6 +52,7 @@ bench: install
 	$(BIN)/python tests/benchmarks/top_activations.py --tokens 50000
 	$(BIN)/python tests/benchmarks/command_line.py
 	$(BIN)/python tests/benchmarks/self_check.py
+	$(BIN)/python tests/benchmarks/explorer.py
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
@@ -61,6 +71,10 @@ $(VENV)/bin/python:
 
 $(VENV)/core: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) -e '.[fast]'
+	@touch $@
+
+$(VENV)/app: $(VENV)/core
+	$(PIP) -e '.[app,fast]'
 	@touch $@
 
 $(VENV)/dev: $(VENV)/core

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from app import url
 from app.worker import Asked, Worker
@@ -37,8 +38,9 @@ def ask(task: str, **arguments: Any) -> dict[str, Any] | None:
     """
     worker = the_worker()
     asked = worker.ask(task, **arguments)
+    place = st.empty()  # waited for or not, there is one: what follows keeps its place on the page, and a heatmap the keyboard
     if not asked.done.wait(AT_ONCE):
-        _wait(worker, asked)
+        _wait(worker, asked, place)
     if asked.error is None:
         return asked.answer
     kind, text = asked.error
@@ -51,8 +53,7 @@ def ask(task: str, **arguments: Any) -> dict[str, Any] | None:
     return None
 
 
-def _wait(worker: Worker, asked: Asked) -> None:
-    place = st.empty()
+def _wait(worker: Worker, asked: Asked, place: DeltaGenerator) -> None:
     with place.container(key=_key("wait", asked)):
         words, button = st.columns([5, 1], vertical_alignment="center")
         said = words.empty()

@@ -83,7 +83,7 @@ function draw(view) {
   const { canvas, data } = view;
   const context = canvas.getContext("2d");
   const at = (view.at = layout(view, context));
-  const wide = at.left + at.columns * at.width + at.tail + 6;
+  const wide = Math.max(at.left + at.columns * at.width + at.tail + 6, at.left + 330); // the legend has room
   const high = at.top + at.rows * at.height + at.bottom;
   const ratio = window.devicePixelRatio || 1;
   canvas.width = wide * ratio;
@@ -160,7 +160,7 @@ function legend(context, data, at, look, scale, wide, high) {
   context.textAlign = "left";
   const unit = data.unit.replace(/\n/g, " ");
   context.fillText(`${short(low)} to ${short(high_)}${unit ? `   ${unit}` : ""}`, at.left + length + 8, y + 4);
-  if (data.rowName) context.fillText(data.rowName, 2, 10);
+  if (data.rowName && !data.square) context.fillText(data.rowName, 2, 10);
 }
 
 function yOf(view, row) {

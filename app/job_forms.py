@@ -92,7 +92,8 @@ def words(verb: str, given: dict[str, Any], name: str) -> list[str]:
             options.append(longest if value else one.secondary_opts[0])
         else:
             values = [part for part in str(value).split("\n") if part] if one.multiple else [value]
-            options += [f"{longest}={part}" for part in values]
+            joint = "=" if longest.startswith("--") else ""  # in one word, so that a value may begin with a dash
+            options += [f"{longest}{joint}{part}" for part in values]
     return [verb, *options, *(["--", *positional] if positional else [])]
 
 
@@ -120,11 +121,15 @@ def _uploads(options: dict[str, Any]) -> None:
 def _field(verb: str, option: Any, model: str) -> Any:
     """The widget of an option, by its type."""
     key, label = f"form-{verb}-{option.name}", f"--{option.name.replace('_', '-')}"
+    if all(len(one) == 2 for one in option.opts):
+        label = option.opts[0]
     told = getattr(option, "help", None)
     default = model if option.name == "model" else option.default
     if default is None or callable(default) or str(default) == "Sentinel.UNSET":
         default = START.get(option.name) if option.required or option.name == "max_tokens" else None
     choices = getattr(option.type, "choices", None)
+    if getattr(option, "is_flag", False) and default is None:  # the verb itself decides
+        return {"yes": True, "no": False}.get(st.selectbox(label, ["", "yes", "no"], key=key, help=told) or "")
     if getattr(option, "is_flag", False):
         return st.checkbox(label, bool(default), key=key, help=told)
     if choices and not option.multiple:
@@ -132,9 +137,10 @@ def _field(verb: str, option: Any, model: str) -> Any:
         chosen = getattr(default, "value", default)
         among = names if chosen in names else ["", *names]
         return st.selectbox(label, among, among.index(chosen) if chosen in among else 0, key=key, help=told)
-    if option.type.name.startswith(("integer", "float")) and not option.multiple:
-        step: Any = 1 if option.type.name.startswith("integer") else 0.1
-        value: Any = default
+    kind = next((one for one in (int, float) if option.type.name.startswith(one.__name__)), None)  # "int range", "integer"
+    if kind is not None and not option.multiple:
+        step: Any = 1 if kind is int else 0.1
+        value: Any = None if default is None else kind(default)
         return st.number_input(label, value=value, step=step, key=key, help=told)
     if option.multiple:
         return st.text_area(label, "", key=key, help=f"{told} One a line.", height=68)

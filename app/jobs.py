@@ -86,7 +86,8 @@ class Jobs:
     def add(self, words: list[str]) -> Job:
         """Put a command into the queue."""
         now = datetime.now(UTC)
-        job = Job(f"{now:%Y%m%d-%H%M%S}-{words[0]}-{os.urandom(2).hex()}", words, "waiting", now.isoformat(timespec="seconds"))
+        name = f"{now:%Y%m%d-%H%M%S-%f}-{words[0]}-{os.urandom(2).hex()}"  # by which they are put in order
+        job = Job(name, words, "waiting", now.isoformat(timespec="seconds"))
         job.keep()
         with self._lock:
             self._queue.append(job)

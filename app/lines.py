@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from app.homes import HOMES
+from workbench.artifacts import read_json
+
 KINDS_OF_LENS = ("logit", "shortcut", "tuned", "jacobian", "jacobian_same_position")
 
 
@@ -93,7 +96,7 @@ def _lens_lines_cli(model: Any, measure: str, **asked: Any) -> list[str]:
 
 
 def _lens_lines_python(model: Any, measure: str, **asked: Any) -> str:
-    return _lens_python(model, **asked).replace("result.plot()", f"result.plot_trajectories({measure!r})")
+    return f"{_lens_python(model, **asked).removesuffix('result.plot()')}result.plot_trajectories({measure!r})"
 
 
 def _lens_difference_cli(
@@ -227,7 +230,7 @@ def _backward_python(model: Any, prompt: str, target: str, step: float | None = 
     wanted = repr([int(one) for one in target[3:].split(",")] if target.startswith("id:") else target)
     lines = [_call("wb.backward_lens", "model", repr(prompt), wanted, k=k), "result.plot('W_out')"]
     if step:
-        lines.append(f"forecast = wb.forecast_step(result.gradients, [({prompt!r}, {wanted})], step={step})")
+        lines.append(f"forecast = wb.forecast_step(result.gradients, {{'prompt': [({prompt!r}, {wanted})]}}, step={step})")
     return _program(model, *lines)
 
 
@@ -239,9 +242,8 @@ def _open_run_cli(folder: str, model: Any = None) -> list[str]:
 
 
 def _open_run_python(folder: str, model: Any = None) -> str:
-    return _program(
-        None, f"result = open_run({folder!r})  # its settings, tables and pictures", also="from app.tasks import open_run"
-    )
+    module, name = HOMES[read_json(Path(folder) / "run.json")["kind"]]
+    return _program(None, f"result = {name}.load({folder!r})", also=f"from {module} import {name}")
 
 
 def _recorded(folder: str) -> list[str]:

@@ -39,11 +39,15 @@ def run_at(name: str) -> Path:
     Raises:
         BadArtifact: if it is none below the runs folder, nor one that was named at the start.
     """
-    folder = (runs_folder() / name).resolve()
+    try:
+        folder = (runs_folder() / name).resolve()
+        there = folder.is_dir()
+    except (OSError, ValueError):  # too long, or with a zero byte
+        raise BadArtifact(f"{name[:80]!r} is no name of a folder. Choose a run from Home.") from None
     named = folder in named_maps()
     if not named and (folder == runs_folder() or not folder.is_relative_to(runs_folder())):
         raise BadArtifact(f"{name!r} lies outside of the runs folder {str(runs_folder())!r}. Choose a run from Home.")
-    if not folder.is_dir():
+    if not there:
         raise BadArtifact(
             f"There is no run {name!r} in {str(runs_folder())!r}: it may have been deleted. Choose one from Home."
         )

@@ -47,8 +47,8 @@ def _section(name: str, one: dict[str, Any], note: str) -> str:
     parts = [f"<h2>{escape(one['title'])}</h2>"]
     parts += [f"<p>{escape(note)}</p>"] if note else []
     for place, picture in enumerate(answer["figures"].values()):
-        # Inside a script, `</` would end it.
-        drawn = json.dumps(picture, ensure_ascii=False).replace("</", "<\\/")
+        # Inside a script, `</` would end it, and after `<!--` a `<script` would hide its end.
+        drawn = json.dumps(picture, ensure_ascii=False).replace("<", "\\u003c")
         parts.append(f'<div id="{name}-{place}"></div><script>Plotly.newPlot("{name}-{place}", {drawn})</script>')
     for title, columns in answer["tables"].items():
         parts.append(

@@ -10,9 +10,11 @@ import gc
 import os
 from collections.abc import Callable
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from app.homes import HOMES
 from app.memory import require_room
 from app.plain import answer, columns
 from workbench.artifacts import read_json
@@ -245,7 +247,7 @@ def backward(model: LanguageModel, prompt: str, target: str, step: float | None 
     tables = {"table": found.table, "vectors": found.vectors, "matrices": found.matrices, "targets": found.targets}
     if step:
         assert found.gradients is not None
-        forecast = forecast_step(found.gradients, [(prompt, _target(target))], step=step)
+        forecast = forecast_step(found.gradients, {"prompt": [(prompt, _target(target))]}, step=step)
         tables["forecast"], figures["forecast"] = forecast.table, forecast.plot()
     return answer(found, tables, figures, n, matrices=there)
 
@@ -256,12 +258,13 @@ def backward(model: LanguageModel, prompt: str, target: str, step: float | None 
 @task
 def open_run(folder: str) -> dict[str, Any]:
     """Any result that the app has a picture of: its tables and pictures."""
-    from app.kinds import KINDS
+    from app.kinds import SHOWN
 
     kind = read_json(Path(folder) / "run.json").get("kind")
-    if kind not in KINDS:
+    if kind not in HOMES:
         raise BadArtifact(f"{folder!r} holds {kind!r}, which has no screen. Read it in Python, or look at its files.")
-    return KINDS[kind](folder)
+    module, name = HOMES[kind]
+    return SHOWN[kind](_read_run(getattr(import_module(module), name), folder))
 
 
 def _read_run(kind: Any, folder: str) -> Any:

@@ -51,7 +51,7 @@ def keep(name: str, content: bytes) -> Path:
         raise BadArtifact(f"{name!r} has {len(content) / 1e6:.0f} MB; {LARGEST / 1e6:.0f} are taken. Name a path in the form.")
     try:
         CHECKS[ending](content)
-    except (ValueError, KeyError, struct.error, csv.Error) as error:
+    except _NOT_THAT as error:
         raise BadArtifact(f"{name!r} is no {ending} file: {error}. Look at it with another program.") from None
     stem = re.sub(r"[^\w-]+", "_", Path(name).stem)[:40] or "file"
     path = own_folder("uploads") / f"{stem}-{hashlib.sha256(content).hexdigest()[:12]}.{ending}"
@@ -89,6 +89,8 @@ def _safetensors(content: bytes) -> None:
         raise ValueError("its tensors do not end where the file does")
 
 
+_NOT_THAT = (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError, struct.error, csv.Error)
+"""What reading a file raises that is of another kind: OSError is pyarrow's, for a parquet file whose end is none."""
 CHECKS: dict[str, Callable[[bytes], None]] = {
     "txt": _text, "csv": _csv, "parquet": _parquet, "safetensors": _safetensors,
 }  # fmt: skip

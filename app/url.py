@@ -7,6 +7,7 @@ wrong is the default. State outlives a change of page: the layer and token that 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -52,6 +53,12 @@ def _read_text(text: str) -> str:
     return file.read_bytes().decode("utf-8", "surrogatepass")
 
 
+def _number(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(text)
+    return number
+
+
 def _flag(text: str) -> bool:
     return text == "1"
 
@@ -72,8 +79,9 @@ PARAMS: dict[str, Param] = {
     "compare": Param("nothing"), "layer": Param(None, int), "pos": Param(None, int),
     "map": Param(None), "q": Param(""), "match": Param("folded"), "side": Param("all"), "bottom": Param(False, **FLAG),
     "within": Param(10, int), "neuron": Param(""), "decoder": Param("none"), "examples": Param(None),
-    "start": Param("My dog is", **TEXT), "value": Param(8.0, float), "clamp_side": Param("up"), "answer": Param(" Rome"),
-    "matrix": Param("W_out"), "step": Param(0.0, float), "run": Param(None), "pair": Param(""), "eraser": Param(None), "verb": Param("map-neurons"), "job": Param(None), "cards": Param((), _ids, ".".join),
+    "start": Param("My dog is", **TEXT), "value": Param(8.0, _number), "clamp_side": Param("up"), "answer": Param(" Rome"),
+    "matrix": Param("W_out"), "step": Param(0.0, _number), "run": Param(None), "pair": Param(""),
+    "eraser": Param(None), "verb": Param("map-neurons"), "job": Param(None), "cards": Param((), _ids, ".".join),
 }  # fmt: skip
 """Every part of the view, by its name in the URL."""
 
@@ -113,8 +121,12 @@ def link(**others: Any) -> str:
 
 def widget(make: Callable[..., Any], name: str, label: str, **options: Any) -> Any:
     """A widget of Streamlit's whose value is a part of the view, here and on every other page."""
-    key = f"w.{name}"
-    st.session_state[key] = get(name)
+    key, value = f"w.{name}", get(name)
+    for limit, inside in (("min_value", max), ("max_value", min)):  # a link may say what no slider does
+        value = value if options.get(limit) is None else inside(value, options[limit])
+    if value != get(name):
+        put(**{name: value})
+    st.session_state[key] = value
     make(label, key=key, on_change=_take, args=(name, key), **options)
     return get(name)
 

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict, deque
+from contextlib import suppress
 from typing import Any
 
 KEPT_BYTES = 150_000_000
@@ -23,6 +24,8 @@ KEPT_BYTES = 150_000_000
 PATIENCE = 5.0
 """Seconds that a cancelled request has to end by itself; then its process is ended, and the model with it."""
 COMMAND = (sys.executable, "-m", "app.worker_process")
+BEGUN = '"begun"\n'
+"""What the process says before its answer."""
 PROGRESS = re.compile(r"^(?P<what>[^:|]*?):?\s*(?P<share>\d+)%\|")
 """A line of tqdm's."""
 
@@ -56,6 +59,8 @@ class Worker:
         self._sizes: dict[str, int] = {}
         self._process: subprocess.Popen[str] | None = None
         self.current: Asked | None = None
+        self._begun = False
+        """Whether the process has the current request in hand, and hears a cancel."""
         self.model: dict[str, Any] | None = None
         """What the process said last of the model that it holds; None: none."""
         self.log: deque[str] = deque(maxlen=200)
@@ -84,7 +89,8 @@ class Worker:
             if asked is not self.current:
                 asked.end(error=_CANCELLED)
                 return True
-            self._signal(signal.SIGINT)
+            if self._begun:  # else it would not be heard, and is said as soon as it would
+                self._signal(signal.SIGINT)
         threading.Thread(target=self._insist, args=(asked,), daemon=True).start()
         return True
 
@@ -112,7 +118,7 @@ class Worker:
                 asked = self._waiting.popleft()
                 if asked.done.is_set():
                     continue
-                self.current = asked
+                self.current, self._begun = asked, False
             answer, error = self._answered(asked)
             with self._lock:
                 self.current = None
@@ -126,13 +132,18 @@ class Worker:
             assert process.stdout is not None
             process.stdin.write(json.dumps({"task": asked.task, "arguments": asked.arguments}) + "\n")
             process.stdin.flush()
-            if asked.cancelled:  # between its turn and this line
-                self._signal(signal.SIGINT)
             line = process.stdout.readline()
+            if line == BEGUN:
+                with self._lock:
+                    self._begun = True
+                    if asked.cancelled:
+                        self._signal(signal.SIGINT)
+                line = process.stdout.readline()
         except (OSError, ValueError):
             line = ""
         if not line.endswith("\n"):
-            return None, _CANCELLED if asked.cancelled else self._died()
+            died = self._died()  # waits for its end: else the next request would be sent to it
+            return None, _CANCELLED if asked.cancelled else died
         reply = json.loads(line)
         if "answer" not in reply:
             return None, _CANCELLED if "cancelled" in reply else (reply["error"], reply["text"])
@@ -144,6 +155,8 @@ class Worker:
     def _running(self) -> subprocess.Popen[str]:
         if self.pid is None:
             self.model = None
+            if self._process is not None:
+                _close(self._process)
             process = subprocess.Popen(
                 COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
                 errors="replace", start_new_session=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
@@ -168,16 +181,17 @@ class Worker:
         """Its log, and how far it is."""
         assert process.stderr is not None
         line = ""
-        while letter := process.stderr.read(1):
-            if letter not in "\r\n":
-                line += letter
-                continue
-            if found := progress_of(line):
-                if self.current is not None:
-                    self.current.progress = found
-            elif line.strip():
-                self.log.append(line)
-            line = ""
+        with process.stderr as said:
+            while letter := said.read(1):
+                if letter not in "\r\n":
+                    line += letter
+                    continue
+                if found := progress_of(line):
+                    if self.current is not None:
+                        self.current.progress = found
+                elif line.strip():
+                    self.log.append(line)
+                line = ""
 
     def _insist(self, asked: Asked) -> None:
         if not asked.done.wait(PATIENCE):
@@ -191,10 +205,20 @@ class Worker:
         """Of the oldest answers, and of all that ended in an error."""
         for key in [key for key, one in self._known.items() if one.error is not None]:
             del self._known[key]
-        while sum(self._sizes.values()) > KEPT_BYTES and len(self._known) > 1:
-            key, _ = next(iter(self._known.items()))
+        answered = [key for key, one in self._known.items() if one.answer is not None]
+        for key in answered[:-1]:  # what waits is not let go: it would be asked twice
+            if sum(self._sizes.values()) <= KEPT_BYTES:
+                break
             del self._known[key]
             self._sizes.pop(key, None)
+
+
+def _close(process: subprocess.Popen[str]) -> None:
+    """The pipes to one that has ended; what it said is read to its end by `_hear`."""
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with suppress(OSError):
+                pipe.close()
 
 
 def progress_of(line: str) -> tuple[str, float] | None:

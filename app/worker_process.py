@@ -2,7 +2,8 @@
 
     python -m app.worker_process
 
-Ctrl-C (SIGINT) ends the request at work, not the process. What is printed goes to stderr, which the page reads for progress.
+It says "begun" when it has a request in hand: from then on Ctrl-C (SIGINT) ends that, and never the process. What is printed
+goes to stderr, which the page reads for progress.
 """
 
 import json
@@ -10,6 +11,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 
@@ -18,18 +20,23 @@ def main() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"  # the page never reaches for the network
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever prints, a library too, does not reach the page's line
-    for line in sys.stdin:
-        replies.write(json.dumps(_reply(**json.loads(line)), ensure_ascii=False) + "\n")
+
+    def say(what: Any) -> None:
+        replies.write(json.dumps(what) + "\n")
         replies.flush()
 
+    for line in sys.stdin:
+        say(_reply(lambda: say("begun"), **json.loads(line)))
 
-def _reply(task: str, arguments: dict[str, Any]) -> dict[str, Any]:
+
+def _reply(begin: Callable[[], None], task: str, arguments: dict[str, Any]) -> dict[str, Any]:
     from workbench.errors import WorkbenchError
 
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        from app.tasks import TASKS, held
+        from app.tasks import TASKS, held  # torch, of which half an import could not be made whole: it is not cancelled
 
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        begin()
         return {"answer": TASKS[task](**arguments), "model": held()}
     except KeyboardInterrupt:
         return {"cancelled": True}

@@ -119,7 +119,7 @@ def test_several_in_a_file_are_read_together_alone(states, tmp_path):
     assert list(read) == list(several)
     for name, own in several.items():
         close(read[name].matrix, own.matrix, 0)
-    with pytest.raises(BadArtifact, match="holds 2 erasers"):
+    with pytest.raises(UnknownOption, match="holds several erasers"):
         Eraser.load(path)
 
 

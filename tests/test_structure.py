@@ -165,19 +165,19 @@ def test_importing_is_cheap():
     assert "map_neurons" in run("import workbench; print(dir(workbench))")
 
 
-def test_only_the_two_packages_can_be_imported():
-    script = "import importlib.util as u; print([n for n in ('app', 'tests', 'data', 'notebooks') if u.find_spec(n)])"
+def test_only_the_three_packages_can_be_imported():
+    script = "import importlib.util as u; print([n for n in ('tests', 'data', 'notebooks') if u.find_spec(n)])"
     assert run(script).strip() == "[]"
-    assert run("import workbench, probes; print(1)").strip() == "1"
+    assert run("import workbench, probes, app; print(1)").strip() == "1"
 
 
-def test_the_wheel_holds_the_two_packages(tmp_path):
+def test_the_wheel_holds_the_three_packages(tmp_path):
     """Built from a copy in which every folder of the top level has Python in it."""
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
-    for name in ("workbench", "probes"):
+    for name in ("workbench", "probes", "app"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("app", "tests", "data", "notebooks"):
+    for name in ("tests", "data", "notebooks"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").touch()
     command = [
@@ -194,8 +194,11 @@ def test_the_wheel_holds_the_two_packages(tmp_path):
     ]
     subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
     (wheel,) = (tmp_path / "out").glob("mi_workbench-*.whl")
-    tops = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"workbench", "probes"}
+    names = set(zipfile.ZipFile(wheel).namelist())
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"workbench", "probes", "app"}
+    beside = {f"app/{path.name}" for path in (ROOT / "app").iterdir() if path.is_file()}
+    assert beside <= names, "the page's script, look and report are packed"
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -19,7 +19,7 @@ KINDS = ("probe_sweep", "erasure", "scrubbing", "followed")
 TITLES = {
     "layers": "Layer by layer, beside its controls", "confusion": "What is taken for what",
     "directions": "Examples along two directions",
-    "map": "Places", "leaks": "What is left after erasing", "curve": "Accuracy as directions go", "points": "Before and after",
+    "map": "Places", "leaks": "What is left after erasing", "curve": "Accuracy as directions go", "scatter": "Before and after",
     "bars": "What the model then misses", "profile": "By layer", "followed": "Is it back further up?",
 }  # fmt: skip
 

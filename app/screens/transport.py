@@ -46,7 +46,8 @@ def draw() -> None:
 def _matrix(question: Question, answer: dict[str, Any]) -> None:
     picture = answer["figures"]["transport"]
     sources, targets = ([int(one) for one in axis] for axis in cells(picture))
-    pair = url.get("pair") or f"{sources[0]}>{targets[-1]}"
+    first = rows_of(answer["tables"]["transport"])[-1]
+    pair = url.get("pair") or f"{first['from']}>{first['to']}"
     source, _, target = pair.partition(">")
     selected = None
     if source.isdecimal() and target.isdecimal() and int(source) in sources and int(target) in targets:
@@ -77,29 +78,37 @@ def _pair(question: Question, answer: dict[str, Any], pair: str) -> None:
         one = own[0]
         names = [name for name in SCORES if one.get(name) is not None]
         table({"score": [name.replace("_", " ") for name in names], "value": [one[name] for name in names]})
-        for name, title in (("curves", "R² by rank"), ("directions", "Directions that are carried, or made anew")):
-            rows = [
-                row
-                for row in rows_of(answer["tables"].get(name, {}))
-                if row.get("source") == one["source"] and row.get("target") == one["target"]
-            ]
-            st.caption(title)
-            if not rows:
-                st.caption("Not measured for this pair: workbench transport --closely --pairs " + pair)
-                continue
-            if name == "curves":
-                _curve(rows)
-            table({column: [row[column] for row in rows] for column in rows[0]}, height=240)
+        curves, directions = (_of_pair(answer, name, one) for name in ("curves", "directions"))
+        if not curves:
+            st.caption("Curves and directions are measured of 16 pairs or fewer:")
+            st.code(
+                f"workbench transport --pairs '{pair}' --corpus {answer['settings'].get('corpus')} --out out/pair",
+                language="bash",
+            )
+            return
+        st.caption("R² by rank, held out")
+        _curve(curves)
+        st.caption("Directions: carried, made anew, or both; null: other documents")
+        shown_ = ["kind", "name", "verdict", "r2", "null", "variance_share", "correlation", "slope", "low", "high"]
+        table({column: [row[column] for row in directions] for column in shown_}, height=300)
+
+
+def _of_pair(answer: dict[str, Any], name: str, pair: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = rows_of(answer["tables"].get(name, {}))
+    return [row for row in rows if row["source"] == pair["source"] and row["target"] == pair["target"]]
 
 
 def _curve(rows: list[dict[str, Any]]) -> None:
-    """Lines by rank, as the run has them."""
-    numbers = [name for name in rows[0] if name not in ("rank",) and isinstance(rows[0][name], float)]
-    data = [
-        {"type": "scatter", "x": [row["rank"] for row in rows], "y": [row[name] for row in rows], "name": name}
-        for name in numbers[:5]
-    ]
-    figure(
-        {"data": data, "layout": {"height": 260, "xaxis": {"title": "rank", "type": "log"}, "margin": {"t": 10}}},
-        key="rank-curve",
-    )
+    """A line a metric and truncation, and the null of the first."""
+    data = []
+    for metric, truncation in dict.fromkeys((row["metric"], row["truncation"]) for row in rows):
+        own = [row for row in rows if (row["metric"], row["truncation"]) == (metric, truncation)]
+        line = {"type": "scatter", "x": [row["rank"] for row in own], "mode": "lines"}
+        data.append(line | {"y": [row["held_out"] for row in own], "name": f"{metric}, {truncation}"})
+        if len(data) == 1:
+            data.append(line | {"y": [row["null"] for row in own], "name": "null", "line": {"dash": "dot", "color": "#9a9a9a"}})
+    layout = {
+        "height": 340, "xaxis": {"title": {"text": "rank"}, "type": "log"}, "margin": {"t": 10},
+        "legend": {"orientation": "h", "y": -0.3},
+    }  # fmt: skip
+    figure({"data": data, "layout": layout}, key="rank-curve")

@@ -17,7 +17,7 @@ from workbench.cli.corpus_options import (
     Packed,
     load_corpus,
 )
-from workbench.cli.options import Device, DType, Json, Layers, Model, Out, Revision, load_model
+from workbench.cli.options import Device, DType, Json, Layers, Model, Out, Revision, load_model, token_of
 from workbench.cli.show import emit_json, say
 from workbench.embedded import DEFAULT as DEFAULT_MODEL
 from workbench.errors import UnknownOption
@@ -52,7 +52,9 @@ def lens(
     layers: Layers = None,
     site: Annotated[str | None, typer.Option(help="Other sites of the stream, as resid_mid, in the place of layers.")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Likeliest tokens of each cell.")] = 5,
-    target: Annotated[str | None, typer.Option(help="Token to follow; the text's next one, if not given.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Token to follow: ' dog', or id:250; the text's next one, if not given.")
+    ] = None,
     versus: Annotated[str | None, typer.Option(help="Also draw the difference to this text, of equally many tokens.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write tables and pictures here.")] = None,
     revision: Revision = None,
@@ -69,12 +71,12 @@ def lens(
     if out is not None:
         output_folder(out)
     loaded = load_model(model, revision, device, dtype)
-    chosen = _lens(loaded, kind, lens)
-    found = run(loaded, prompt, chosen, layers=layers, sites=site, k=top_k, target=target)
+    chosen, wanted = _lens(loaded, kind, lens), None if target is None else token_of(target)
+    found = run(loaded, prompt, chosen, layers=layers, sites=site, k=top_k, target=wanted)
     if out is not None:
         pictures = {"lens": found.plot(), "trajectories": found.plot_trajectories()}
         if versus is not None:
-            other = run(loaded, versus, chosen, layers=layers, sites=site, k=top_k, target=target)
+            other = run(loaded, versus, chosen, layers=layers, sites=site, k=top_k, target=wanted)
             pictures["difference"] = found.plot_difference(other)
         wrote(found.save(out))
         for name, picture in pictures.items():

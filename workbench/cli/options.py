@@ -1,5 +1,6 @@
 """Options that several verbs share, each said once."""
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -65,6 +66,11 @@ def layer_and_neuron(text: str) -> tuple[int, int]:
     if not (dot and layer.isdecimal() and neuron.isdecimal()):
         raise UnknownOption(f"Neuron {text!r} is not understood. Write its layer and number: 12.345, both counted from 0.")
     return int(layer), int(neuron)
+
+
+def token_of(text: str) -> str | int:
+    """A token as the user names it: its string, or `id:250`."""
+    return int(text[3:]) if re.fullmatch(r"id:\d+", text) else text
 
 
 def load_model(

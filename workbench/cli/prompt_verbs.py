@@ -1,6 +1,5 @@
 """Verbs about prompts: scan, norms, attention, generate, clamp."""
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +16,7 @@ from workbench.cli.options import (
     SideOption,
     layer_and_neuron,
     load_model,
+    token_of,
 )
 from workbench.cli.show import emit_json, say
 from workbench.embedded import DEFAULT as DEFAULT_MODEL
@@ -47,7 +47,7 @@ def scan(
     chosen = _edits(edits)
     loaded = load_model(model, revision, device, dtype)
     with intervene(loaded, *chosen):
-        found = run(loaded, prompt, None if target is None else _token(target))
+        found = run(loaded, prompt, None if target is None else token_of(target))
     if json:
         emit_json(found.to_json() | {"edits": list(map(repr, chosen))})
         return
@@ -151,7 +151,7 @@ def clamp(
     note(seed=seed)
     loaded = load_model(model, revision, device, dtype)
     found = neuron_effect(
-        loaded, layer, index, prompt, value=value, side=side.value, words=[_token(one) for one in word] if word else None,
+        loaded, layer, index, prompt, value=value, side=side.value, words=[token_of(one) for one in word] if word else None,
         n_random=random, max_new_tokens=max_new_tokens, chat=chat, seed=seed, progress=len(prompt) > 1 and not json,
     )  # fmt: skip
     if json:
@@ -181,11 +181,6 @@ def _show(result: "Result", json: bool) -> None:
         emit_json({"settings": result.settings, "table": table.astype(object).where(table.notna(), None).to_dict("records")})
         return
     print(result)
-
-
-def _token(text: str) -> str | int:
-    """A token as the user names it: its string, or `id:250`."""
-    return int(text[3:]) if re.fullmatch(r"id:\d+", text) else text
 
 
 VERBS = {"scan": scan, "norms": norms, "attention": attention, "generate": generate, "clamp": clamp}
