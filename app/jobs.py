@@ -104,6 +104,7 @@ class Jobs:
                 return False
             job, process = self._running
             job.state = "cancelled"
+            job.keep()
             process.send_signal(signal.SIGINT)
         threading.Thread(target=_insist, args=(process,), daemon=True).start()
         return True
@@ -115,11 +116,11 @@ class Jobs:
                 job = self._queue.popleft()
                 if job.state != "waiting":
                     continue
-                with (job.folder / "log.txt").open("wb") as log, (job.folder / "out.txt").open("wb") as out:
-                    process = subprocess.Popen(
-                        [sys.executable, "-c", PROGRAM, *job.words], stdin=subprocess.DEVNULL, stdout=out, stderr=log,
-                        start_new_session=True,
-                    )  # fmt: skip
+                try:
+                    process = _started(job)
+                except OSError:  # its folder is gone, or there is no room for a process: the queue goes on
+                    self._end(job, "failed")
+                    continue
                 job.state = "running"
                 job.keep()
                 self._running = job, process
@@ -147,6 +148,12 @@ def listed() -> list[Job]:
         except (BadArtifact, TypeError):
             continue
     return found
+
+
+def _started(job: Job) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", PROGRAM, *job.words]
+    with (job.folder / "log.txt").open("wb") as log, (job.folder / "out.txt").open("wb") as out:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=log, start_new_session=True)
 
 
 def _insist(process: subprocess.Popen[bytes]) -> None:

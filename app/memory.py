@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-from workbench.errors import WorkbenchError
+from workbench.embedded import EMBEDDED
+from workbench.errors import UnknownModel, WorkbenchError
 from workbench.model_files import find, weight_bytes
 
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -41,8 +42,10 @@ def require_room(name: str, revision: str | None, dtype: str | None, device: str
         freed: What is given back before it is loaded: the model before it.
     Raises:
         TooLarge: if it is to lie in main memory, and there is less.
-        UnknownModel: if there is no such model.
+        UnknownModel: if there is no such model on this machine.
     """
+    if name in EMBEDDED and not EMBEDDED[name].is_pulled:
+        raise UnknownModel(f"{name} is not here yet, and the explorer fetches nothing. Fetch it: workbench pull {name}")
     needed, free = needed_bytes(find(name, revision), dtype), available_bytes()
     if (device or "cpu") == "cpu" and free is not None and needed > free + freed:
         raise TooLarge(
@@ -58,5 +61,5 @@ def _stored_width(folder: Path) -> int:
     from workbench.artifacts import read_json
 
     config = read_json(folder / "config.json")
-    named = config.get("dtype") or config.get("torch_dtype") or config.get("text_config", {}).get("dtype")
+    named = config.get("dtype") or config.get("torch_dtype") or (config.get("text_config") or {}).get("dtype")
     return WIDTHS.get(str(named).removeprefix("torch."), 4)
