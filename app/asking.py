@@ -11,7 +11,7 @@ from streamlit.delta_generator import DeltaGenerator
 from app import url
 from app.worker import Asked, Worker
 
-AT_ONCE = 0.2
+AT_ONCE = 1.0
 """Seconds in which an answer is not worth a word of progress."""
 
 
@@ -71,12 +71,13 @@ def _cancel(worker: Worker, asked: Asked) -> None:
 def _progress(worker: Worker, asked: Asked) -> tuple[str, float]:
     if asked is not worker.current:
         return f"Waiting for {worker.waiting} request(s) before this one", 0.0
-    if asked.progress is not None:
-        return asked.progress
     name = asked.arguments.get("model", {}).get("name")
-    if name and (worker.model or {}).get("asked") != name:
-        return f"Loading {name}", 0.0
-    return f"Working: {asked.task.replace('_', ' ')}", 0.0
+    loading = name and (worker.model or {}).get("asked") != name
+    doing = f"Loading {name}" if loading else f"Working: {asked.task.replace('_', ' ')}"
+    if asked.progress is None:
+        return doing, 0.0
+    what, share = asked.progress
+    return f"{doing} ({what})", share
 
 
 def _key(what: str, asked: Asked) -> str:

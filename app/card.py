@@ -69,6 +69,13 @@ def rows_of(columns: dict[str, list[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
+def where(columns: dict[str, list[Any]], **wanted: Any) -> list[dict[str, Any]]:
+    """The rows of a table in which some columns have these values."""
+    names, values = list(wanted), tuple(wanted.values())
+    keys = zip(*(columns[name] for name in names), strict=True)
+    return [{name: column[i] for name, column in columns.items()} for i, key in enumerate(keys) if key == values]
+
+
 def saved(card_id: str) -> dict[str, Any] | None:
     """A card that was put into a report."""
     file = own_folder("cards") / f"{card_id}.json"

@@ -74,7 +74,7 @@ function layout(view, context) {
   const longest = Math.max(10, ...data.columns.map((column) => context.measureText(column).width));
   const top = data.square ? 24 : Math.min(110, 16 + longest * 0.75);
   const room = Math.max(200, scroll.clientWidth - left - Math.min(80, longest * 0.75) - 6);
-  let width = Math.max(data.text ? 30 : 8, Math.min(data.square ? 22 : 96, room / columns));
+  let width = Math.max(data.text ? 30 : 8, Math.min(data.square ? 40 : 120, room / columns));
   const height = data.square ? width : Math.max(15, Math.min(22, 620 / rows));
   return { left, top, width, height, rows, columns, tail: Math.min(80, longest * 0.75), bottom: 34 };
 }

@@ -31,27 +31,27 @@ def shortcuts(found: Any) -> dict[str, Any]:
 
 
 def lens_quality(found: Any) -> dict[str, Any]:
-    return answer(found, {"table": found.table, "saved": found.saved}, {"quality": found.plot()}, text=str(found))
+    return answer(found, {"table": found.table, "saved": found.saved}, {"quality": found.plot()}, text=_said(found))
 
 
 def probe_sweep(found: Any) -> dict[str, Any]:
     tables = {"table": found.table, "references": found.references}
-    return answer(found, tables, _pictures(found, ("layers", "confusion", "directions", "map")), text=str(found))
+    return answer(found, tables, _pictures(found, ("layers", "confusion", "directions", "map")), text=_said(found))
 
 
 def erasure(found: Any) -> dict[str, Any]:
     tables = {"table": found.table, "curve": found.curve}
     pictures = _pictures(found, ("leaks", "curve", "scatter"))
-    return answer(found, tables, pictures, text=str(found), erasers=list(found.erasers))
+    return answer(found, tables, pictures, text=_said(found), erasers=list(found.erasers))
 
 
 def scrubbing(found: Any) -> dict[str, Any]:
     tables = {"table": found.table, "curve": found.curve, "texts": found.texts}
-    return answer(found, tables, _pictures(found, ("bars", "curve", "profile")), text=str(found))
+    return answer(found, tables, _pictures(found, ("bars", "curve", "profile")), text=_said(found))
 
 
 def followed(found: Any) -> dict[str, Any]:
-    return answer(found, None, {"followed": found.plot()}, text=str(found))
+    return answer(found, None, {"followed": found.plot()}, text=_said(found))
 
 
 def top_activations(found: Any) -> dict[str, Any]:
@@ -88,3 +88,8 @@ def _pictures(result: Any, names: tuple[str, ...]) -> dict[str, Any]:
         except UnknownOption:
             continue
     return found
+
+
+def _said(result: Any) -> str:
+    """What it prints, without the line that names what Python has of it."""
+    return "\n".join(line for line in str(result).split("\n") if not line.startswith("  ."))

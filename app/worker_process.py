@@ -22,11 +22,16 @@ def main() -> None:
     os.dup2(2, 1)  # whatever prints, a library too, does not reach the page's line
 
     def say(what: Any) -> None:
-        replies.write(json.dumps(what) + "\n")
+        text = json.dumps(what)
+        replies.write(text + "\n")
         replies.flush()
 
     for line in sys.stdin:
-        say(_reply(lambda: say("begun"), **json.loads(line)))
+        reply = _reply(lambda: say("begun"), **json.loads(line))
+        try:
+            say(reply)
+        except (TypeError, ValueError) as error:  # an answer that JSON does not hold must not take the model along
+            say({"error": type(error).__name__, "text": f"{error} (a fault of the workbench: an answer that is no JSON)"})
 
 
 def _reply(begin: Callable[[], None], task: str, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -93,11 +93,15 @@ def _search(maps: list[str]) -> None:
             column_config={"score": st.column_config.NumberColumn(format="%.1f"),
                            "probability": st.column_config.NumberColumn(format="%.2e")},
         )  # fmt: skip
-        st.caption(f"{min(total, LISTED)} of {total:,} shown · {seconds * 1000:.0f} ms")
+        st.caption(f"{min(total, LISTED)} of {total:,} shown · {_took(seconds)}")
         picked = chosen["selection"]["rows"]
         if picked and picked[0] < len(names) and names[picked[0]] != url.get("neuron"):
             url.put(neuron=names[picked[0]])
             st.rerun()
+
+
+def _took(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds > 0.002 else "asked before"
 
 
 @st.cache_data(max_entries=64, show_spinner=False)

@@ -8,7 +8,7 @@ import streamlit as st
 
 from app import look, prose, url
 from app.asking import ask, model_asked
-from app.card import card, figure, rows_of
+from app.card import card, figure, where
 from app.heatmap import COLUMNS, cells, heatmap
 from app.lines import Question
 from app.places import run_at
@@ -19,6 +19,7 @@ MEASURES = {
     "target_rank": "rank of the target", "target_log_probability": "log-probability of the target",
     "kl_to_final_nats": "KL to the output", "entropy_nats": "entropy", "surprisal_nats": "surprisal",
 }  # fmt: skip
+INSIDE = ("nothing", "attention", "lengths of states")
 COMPARE = ("nothing", "another prompt", "another lens")
 
 
@@ -67,13 +68,13 @@ def _read() -> None:
     with right:
         _lines(question.arguments, pos)
     _difference(layers, row, pos)
-    _inside(layers[row], pos)
+    _inside(layers[row])
 
 
 def _cell(question: Question, answer: dict[str, Any], layer: int, pos: int) -> None:
     token = shown(answer["tokens"][pos]["token"])
     with card(f"{_named(layer)}, position {pos} `{token}`: likeliest tokens", question, answer, key="cell"):
-        rows = [one for one in rows_of(answer["tables"]["table"]) if one["layer"] == layer and one["pos"] == pos]
+        rows = where(answer["tables"]["table"], layer=layer, pos=pos)
         st.dataframe(
             {
                 "rank": [one["rank"] for one in rows], "token": [shown(one["token"]) for one in rows],
@@ -83,8 +84,7 @@ def _cell(question: Question, answer: dict[str, Any], layer: int, pos: int) -> N
             hide_index=True, height=385,
             column_config={"probability": st.column_config.ProgressColumn(format="percent", min_value=0.0, max_value=1.0)},
         )  # fmt: skip
-        places = rows_of(answer["tables"]["positions"])
-        own = next(one for one in places if one["layer"] == layer and one["pos"] == pos)
+        own = where(answer["tables"]["positions"], layer=layer, pos=pos)[0]
         st.caption(
             f"target `{shown(own['target'])}`: rank {own['target_rank']:,}, log p {own['target_log_probability']:.2f} · "
             f"entropy {own['entropy_nats']:.2f} nats · KL to output {own['kl_to_final_nats']:.3f} nats"
@@ -103,7 +103,7 @@ def _lines(arguments: dict[str, Any], pos: int) -> None:
             return
         picture = answer["figures"][measure]
         data = [
-            one | {"line": one["line"] | {"width": 4 if i == pos else 1}, "opacity": 1.0 if i == pos else 0.35,
+            one | {"line": one["line"] | {"width": 4 if i == pos else 1}, "opacity": 1.0 if i == pos else 0.55,
                    "showlegend": len(picture["data"]) <= 24}
             for i, one in enumerate(picture["data"])
         ]  # fmt: skip
@@ -134,30 +134,22 @@ def _difference(layers: list[Any], row: int, pos: int) -> None:
                     on_select=lambda r, c: url.put(layer=layers[r], pos=c))  # fmt: skip
 
 
-def _inside(layer: int, pos: int) -> None:
-    """Attention and lengths: asked for when they are opened."""
-    block = max(int(layer), 0)
-    attention, lengths = st.tabs(["Attention", "Lengths of states"], key="inside", on_change="rerun")
-    if attention.open:
-        with attention:
-            question = Question("attention", {"model": model_asked(), "prompt": url.get("prompt"), "layer": block})
-            answer = ask(question.task, **question.arguments)
-            with card(f"Where the heads of layer {block} look", question, answer, key="attention"):
-                if answer is not None:
-                    figure(answer["figures"]["heads"], key="attention-heads")
-    if lengths.open:
-        with lengths:
-            question = Question("norms", {"model": model_asked(), "prompt": url.get("prompt")})
-            answer = ask(question.task, **question.arguments)
-            with card(
-                "How long states are",
-                question,
-                answer,
-                key="norms",
-                note="Massive activations stand out.",
-            ):
-                if answer is not None:
-                    figure(answer["figures"]["heatmap"], key="norms-heatmap")
+def _inside(layer: int) -> None:
+    """Drawn on demand: pictures of many heads would make every click slow."""
+    url.choice(st.segmented_control, "inside", "Look inside", INSIDE, required=True)
+    if url.get("inside") == "attention":
+        block = max(int(layer), 0)
+        question = Question("attention", {"model": model_asked(), "prompt": url.get("prompt"), "layer": block})
+        answer = ask(question.task, **question.arguments)
+        with card(f"Where the heads of layer {block} look", question, answer, key="attention"):
+            if answer is not None:
+                figure(answer["figures"]["heads"], key="attention-heads")
+    elif url.get("inside") == "lengths of states":
+        question = Question("norms", {"model": model_asked(), "prompt": url.get("prompt")})
+        answer = ask(question.task, **question.arguments)
+        with card("How long states are", question, answer, key="norms", note="Massive activations stand out."):
+            if answer is not None:
+                figure(answer["figures"]["heatmap"], key="norms-heatmap")
 
 
 def _selected(layers: list[Any], n: int) -> tuple[int, int]:

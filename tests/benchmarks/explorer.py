@@ -141,8 +141,10 @@ def new_prompts(page: Page, tries: int) -> list[float]:
     field, times = page.get_by_label("Prompt", exact=True), []
     cells = Cells(page)
     until = """({ wanted, selector, x, y }) => {
+      // The tokens above it come first: a tooltip at every frame of the wait would take the worker's core.
+      const token = document.querySelectorAll(".st-key-card-lens .token")[1];
       const canvas = document.querySelector(selector);
-      if (!canvas) return false;
+      if (!canvas || !token || !token.textContent.startsWith(wanted)) return false;
       const box = canvas.getBoundingClientRect();
       canvas.dispatchEvent(new MouseEvent("mousemove", { clientX: box.left + x, clientY: box.top + y }));
       return canvas.parentElement.parentElement.lastElementChild.textContent.split("\\n")[0].endsWith(wanted);

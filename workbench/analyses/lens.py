@@ -162,8 +162,10 @@ def lens(
     """
     if k < 1:
         raise UnknownOption(f"k={k} tokens were asked for. Ask for one or more.")
-    lens = Lens.logit(model) if lens is None else lens
-    lens.require_model(model)
+    if lens is None:
+        lens = Lens.logit(model)
+    else:
+        lens.require_model(model)
     followed = None if target is None else model.token_id(target)
     chosen = sites_read(model, layers, sites)
     acts = capture(model, inputs, chosen)

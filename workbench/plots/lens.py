@@ -46,22 +46,22 @@ def plot_lens(view: LensView, row: int, stride: int | None) -> go.Figure:
     every = stride or -(-len(sites) // ROWS)
     sites = sites[(len(sites) - 1) % every :: every]
     table = view.table[(view.table["row"] == row) & view.table["site"].isin(sites)]
-    told = table.assign(
-        line=[f"{shown(token)} {share:.1%}" for token, share in zip(table["token"], table["probability"], strict=True)]
-    )
-    lines = told.groupby(["site", "pos"])["line"].agg(lambda some: plain("\n".join(some)).replace("\n", "<br>"))
-    hover = lines.unstack().loc[sites]
+    told: dict[tuple[str, int], list[str]] = {}
+    columns = (table[name].tolist() for name in ("site", "pos", "token", "probability"))
+    for site, pos, token, share in zip(*columns, strict=True):
+        told.setdefault((site, pos), []).append(plain(f"{shown(token)} {share:.1%}"))
     best = table[table["rank"] == 0].pivot(index="site", columns="pos", values="token").loc[sites]
     divergence = table[table["rank"] == 0].pivot(index="site", columns="pos", values="kl_to_final_nats").loc[sites]
     tokens = positions[positions["site"] == sites[-1]].sort_values("pos")["token"]
     highest = float(divergence.stack().quantile(0.9)) or 1.0  # embeddings may be far away from all others
     names = [_row(site) for site in sites]
+    hover = [["<br>".join(told[site, pos]) for pos in best.columns] for site in sites]
     places = [[[layer_of(site), pos] for pos in best.columns] for site in sites]
     figure = go.Figure(
         go.Heatmap(  # pyright: ignore[reportAttributeAccessIssue]
             z=divergence.to_numpy(), x=list(best.columns), y=names,
             text=[[plain(shown(token)) for token in line] for line in best.to_numpy()], texttemplate="%{text}",
-            textfont={"size": 10, "family": "monospace"}, hovertext=hover.to_numpy(), customdata=places,
+            textfont={"size": 10, "family": "monospace"}, hovertext=hover, customdata=places,
             hovertemplate="layer %{y}, %{x}<br>KL %{z:.3f}<br>%{hovertext}<extra></extra>",
             colorscale="Blues", zmin=0, zmax=highest, colorbar={"title": "KL to<br>output"},
         )
