@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +22,7 @@ from pathlib import Path
 from app.places import own_folder
 from app.worker import progress_of
 from workbench.artifacts import read_json, write_json
-from workbench.errors import BadArtifact
+from workbench.errors import BadArtifact, CannotWrite
 
 PROGRAM = "from workbench.cli import main; main()"
 PATIENCE = 15.0
@@ -29,11 +30,12 @@ PATIENCE = 15.0
 TAIL = 6000
 """Bytes of a log that are read for progress, and shown."""
 ENDED = ("done", "failed", "cancelled", "stopped")
+"""The last: with the app."""
 
 
 @dataclass
 class Job:
-    """One command, and what became of it: waiting, running, done, failed, cancelled, or stopped with the app."""
+    """One command, and what became of it: waiting, running, ending (cancelled, not yet at its end), or one of `ENDED`."""
 
     id: str
     words: list[str]
@@ -64,8 +66,8 @@ class Job:
         return next((found for line in reversed(lines) if (found := progress_of(line))), None)
 
     def keep(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / "job.json", asdict(self))
+        (folder := self.folder).mkdir(parents=True, exist_ok=True)
+        write_json(folder / "job.json", asdict(self))
 
 
 class Jobs:
@@ -100,10 +102,10 @@ class Jobs:
             for job in self._queue:
                 if job.id == job_id and job.state == "waiting":
                     return self._end(job, "cancelled")
-            if self._running is None or self._running[0].id != job_id or self._running[0].state == "cancelled":
+            if self._running is None or self._running[0].id != job_id or self._running[0].state == "ending":
                 return False
             job, process = self._running
-            job.state = "cancelled"
+            job.state = "ending"
             job.keep()
             process.send_signal(signal.SIGINT)
         threading.Thread(target=_insist, args=(process,), daemon=True).start()
@@ -117,21 +119,22 @@ class Jobs:
                 if job.state != "waiting":
                     continue
                 try:
+                    job.state = "running"
+                    job.keep()
                     process = _started(job)
-                except OSError:  # its folder is gone, or there is no room for a process: the queue goes on
+                except (OSError, CannotWrite):  # its folder is gone, or there is no room for a process
                     self._end(job, "failed")
                     continue
-                job.state = "running"
-                job.keep()
                 self._running = job, process
             code = process.wait()
             with self._lock:
                 self._running = None
-                self._end(job, "cancelled" if job.state == "cancelled" else "done" if code == 0 else "failed")
+                self._end(job, "cancelled" if job.state == "ending" else "done" if code == 0 else "failed")
 
     def _end(self, job: Job, state: str) -> bool:
         job.state, job.ended = state, datetime.now(UTC).isoformat(timespec="seconds")
-        job.keep()
+        with suppress(OSError, CannotWrite):  # the queue goes on
+            job.keep()
         return True
 
     def _stop(self) -> None:

@@ -1,5 +1,6 @@
 """What tests of the explorer share: a place of its own for the app, a model folder, results on disk, and its screens."""
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ import app
 from workbench.cli import app as cli
 
 MAIN = Path(app.__file__).parent / "main.py"
+sys.path.append(str(MAIN.parent))
+"""As Streamlit's server does. Else every run of a page adds it and takes it away, and an import in another thread that reads
+the path meanwhile misses an entry."""
 PROMPT = "a dog"
 
 

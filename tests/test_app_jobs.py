@@ -119,9 +119,10 @@ def test_a_job_at_work_is_cancelled_once(queue):
 
 
 def test_a_job_that_does_not_hear_a_cancel_is_killed(queue, monkeypatch):
-    monkeypatch.setattr(jobs, "PATIENCE", 0.1)
+    monkeypatch.setattr(jobs, "PATIENCE", 1.0)
     job = waiting_at_work(queue, "deaf")
     assert queue.cancel(job.id)
+    assert state(job) == "ending"  # not cancelled while it still writes
     assert ended(job) == "cancelled"
 
 

@@ -15,6 +15,7 @@ from workbench.errors import UnknownOption
 MARKS = {
     "waiting": ":gray[●]",
     "running": ":blue[●]",
+    "ending": ":blue[○]",
     "done": ":green[●]",
     "failed": ":red[●]",
     "cancelled": ":gray[○]",
