@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from app.places import first_model, own_folder
 
@@ -87,12 +88,16 @@ PARAMS: dict[str, Param] = {
 
 
 def open_view() -> None:
-    """At the beginning of every run of the script: take up a link, or put the view into the URL after a change of page."""
+    """At the beginning of every run of the script: take up a link, or put the view into the URL after a change of page.
+
+    A URL that differs from the view's own is taken up only where the browser went back or forth: that of any other run may be
+    late, from before the last change arrived there.
+    """
     asked = st.query_params.to_dict()
     if _STATE not in st.session_state:
         st.session_state[_STATE] = {}
         _take_up(asked)
-    elif asked and asked != st.session_state[_SEEN]:  # back and forth in the browser's history
+    elif asked != st.session_state[_SEEN] and _through_history():
         _take_up(asked)
     _show()
 
@@ -139,6 +144,11 @@ def choice(make: Callable[..., Any], name: str, label: str, among: Sequence[Any]
         default = PARAMS[name].default
         st.session_state[_STATE][name] = default if default in among else among[0]
     return widget(make, name, label, options=list(among), **options)
+
+
+def _through_history() -> bool:
+    context = get_script_run_ctx()
+    return context is not None and context.is_history_navigation
 
 
 def _take(name: str, key: str) -> None:

@@ -10,7 +10,7 @@ from app import url
 from app.url import LONG, PARAMS
 
 SAMPLES = {
-    "layer": 0, "pos": 12, "first": 64, "within": 3, "value": -2.5, "step": 0.001, "bottom": True,
+    "layer": 0, "pos": 12, "within": 3, "value": -2.5, "step": 0.001, "bottom": True,
     "cards": ("0123456789ab", "ffffffffffff"), "prompt": "Ä 'b' &=?#%\n\t+ <c>", "other": " a ", "model": "/models/of mine",
 }  # fmt: skip
 
@@ -173,3 +173,14 @@ def test_a_model_that_cannot_be_had_is_told_in_words(explorer, model):
 def test_texts_of_links_are_files_in_the_apps_own_folder(explorer):
     PARAMS["prompt"].write("x" * 1000)
     assert [file.suffix for file in Path(explorer.parent / "home" / "app").rglob("*") if file.is_file()] == [".txt"]
+
+
+def test_a_url_from_before_the_last_change_is_not_taken_up(explorer):
+    opened = screen("prompt_lab", prompt=PROMPT)
+    late = dict(opened.query_params)
+    opened.text_area(key="w.prompt").set_value("a cat").run()
+    opened.query_params.clear()
+    opened.query_params.update(late)
+    opened.run()
+    assert opened.text_area(key="w.prompt").value == "a cat"
+    assert opened.query_params == {"prompt": "a cat"}

@@ -233,13 +233,13 @@ async def load(program: str, minutes: float) -> list[dict[str, Any]]:
             async with async_playwright() as started:
                 browser = await started.chromium.launch(executable_path=program, args=["--no-sandbox"])
                 users = [await User.arrived(browser, server, marker) for marker in MARKERS]
-                memory = [resident(server, "start")]
+                memory = [resident(server, 0)]
                 until = time.monotonic() + minutes * 60
                 work = [asyncio.create_task(user.work(until)) for user in users]
-                await asyncio.sleep(minutes * 30)
-                memory.append(resident(server, "middle"))
+                for part in range(1, 5):
+                    await asyncio.sleep(minutes * 15)
+                    memory.append(resident(server, minutes * part / 4))
                 await asyncio.gather(*work)
-                memory.append(resident(server, "end"))
                 await browser.close()
     done = [one for user in users for one in user.times]
     kinds = {kind: [took for one, took in done if one == kind] for kind in ("cell", "prompt", "search")}
@@ -338,11 +338,11 @@ class User:
             self.errors.append(f"{self.marker}: {text[:300]}")
 
 
-def resident(server: Server, when: str) -> dict[str, Any]:
+def resident(server: Server, minutes: float) -> dict[str, Any]:
     """Megabytes of the page's process and of the worker's."""
     worker = server.worker()
     return {
-        "what": f"resident set at the {when}, MB",
+        "what": f"resident set after {minutes:g} minutes, MB",
         "server": round(psutil.Process(server.process.pid).memory_info().rss / 1e6),
         "worker": None if worker is None else round(worker.memory_info().rss / 1e6),
     }
