@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from typing import Any
+from weakref import ref
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
@@ -57,15 +58,17 @@ def _wait(worker: Worker, asked: Asked, place: DeltaGenerator) -> None:
     with place.container(key=_key("wait", asked)):
         words, button = st.columns([5, 1], vertical_alignment="center")
         said = words.empty()
-        button.button("Cancel", key=_key("cancel", asked), on_click=_cancel, args=(worker, asked))
+        # Streamlit keeps what a button was given until its tab is closed: that is not to be the answer.
+        button.button("Cancel", key=_key("cancel", asked), on_click=_cancel, args=(worker, ref(asked)))
         while not asked.done.wait(0.25):
             what, share = _progress(worker, asked)
             said.progress(share, text=f"{what} · {time.monotonic() - asked.since:.0f} s")
     place.empty()
 
 
-def _cancel(worker: Worker, asked: Asked) -> None:
-    worker.cancel(asked)
+def _cancel(worker: Worker, known: ref[Asked]) -> None:
+    if (asked := known()) is not None:
+        worker.cancel(asked)
 
 
 def _progress(worker: Worker, asked: Asked) -> tuple[str, float]:

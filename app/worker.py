@@ -19,7 +19,7 @@ from collections import OrderedDict, deque
 from contextlib import suppress
 from typing import Any
 
-KEPT_BYTES = 25_000_000
+KEPT_BYTES = 15_000_000
 """Of answers, as JSON: as Python's lists they take about six times as much."""
 PATIENCE = 5.0
 """Seconds that a cancelled request has to end by itself; then its process is ended, and the model with it."""
