@@ -52,6 +52,7 @@ function build(parent) {
     if (cell) choose(view, cell, 0);
   });
   canvas.addEventListener("keydown", (event) => key(view, event));
+  canvas.addEventListener("blur", () => forget(view));
   save.addEventListener("click", () => {
     const link = document.createElement("a");
     link.download = `${view.data.name}.png`;
@@ -212,7 +213,19 @@ function choose(view, cell, delay) {
   view.told = JSON.stringify([cell, view.data.first]);
   draw(view);
   clearTimeout(view.timer);
-  view.timer = setTimeout(() => view.send(cell), delay); // a held key sends where it ends
+  view.timer = setTimeout(() => {
+    view.timer = undefined;
+    view.send(cell);
+  }, delay); // a held key sends where it ends
+}
+
+// A cell that is not sent yet when the canvas is left: sent after a click on another page's link, it would empty that page.
+function forget(view) {
+  if (view.timer === undefined) return;
+  clearTimeout(view.timer);
+  view.timer = undefined;
+  view.selected = view.data.selected;
+  draw(view);
 }
 
 function range(data) {

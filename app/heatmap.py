@@ -63,8 +63,8 @@ def heatmap(
     }
 
     def choose() -> None:
-        cell = st.session_state[key].get("cell")
-        if cell is not None:
+        # None: the page was left at the same moment, and its state with it.
+        if (cell := st.session_state.get(key, {}).get("cell")) is not None:
             on_select(int(cell[0]), int(cell[1]) + first)
 
     _component()(key=key, data=data, on_cell_change=choose)
