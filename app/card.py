@@ -76,8 +76,14 @@ def where(columns: dict[str, list[Any]], **wanted: Any) -> list[dict[str, Any]]:
     return [{name: column[i] for name, column in columns.items()} for i, key in enumerate(keys) if key == values]
 
 
+def put_aside(title: str, question: Question, answer: Answer) -> dict[str, Any]:
+    """A card as a report has it."""
+    return {"title": title, "task": question.task, "arguments": question.arguments, "answer": answer,
+            "cli": question.cli(), "python": question.python()}  # fmt: skip
+
+
 def saved(card_id: str) -> dict[str, Any] | None:
-    """A card that was put into a report."""
+    """A card that was put into a report, with its lines as they were then: a run of it may be gone since."""
     file = own_folder("cards") / f"{card_id}.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
@@ -116,7 +122,7 @@ def _menu(title: str, question: Question, answer: Answer | None, key: str) -> No
 
 
 def _keep(title: str, question: Question, answer: Answer) -> None:
-    kept = {"title": title, "task": question.task, "arguments": question.arguments, "answer": answer}
+    kept = put_aside(title, question, answer)
     text = json.dumps(kept, sort_keys=True, ensure_ascii=False)
     name = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
     write_json(own_folder("cards") / f"{name}.json", kept)

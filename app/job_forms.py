@@ -112,10 +112,10 @@ def checked(verb: str, line: list[str]) -> list[str]:
 
 
 def _uploads(options: dict[str, Any]) -> None:
-    kinds = {"corpus": ("txt", "parquet"), "data": ("csv", "parquet")}
+    kinds = {"corpus": ("txt", "parquet"), "data": ("csv", "parquet"), "what": ("safetensors",)}
     for name, endings in kinds.items():
         if name in options:
-            upload(f"Or a file of your own for --{name}", endings, key=f"upload-{name}")
+            upload(f"Or a file of your own for {name}", endings, key=f"upload-{name}")
 
 
 def _field(verb: str, option: Any, model: str) -> Any:

@@ -42,6 +42,8 @@ class Job:
     state: str
     made: str
     ended: str | None = None
+    server: int = 0
+    """The process of the app in whose queue it is: several apps may keep their jobs in one place."""
 
     @property
     def folder(self) -> Path:
@@ -79,7 +81,7 @@ class Jobs:
         self._there = threading.Semaphore(0)
         self._running: tuple[Job, subprocess.Popen[bytes]] | None = None
         for job in listed():
-            if job.state not in ENDED:
+            if job.state not in ENDED and not _alive(job.server):
                 job.state = "stopped"
                 job.keep()
         atexit.register(self._stop)
@@ -89,7 +91,7 @@ class Jobs:
         """Put a command into the queue."""
         now = datetime.now(UTC)
         name = f"{now:%Y%m%d-%H%M%S-%f}-{words[0]}-{os.urandom(2).hex()}"  # by which they are put in order
-        job = Job(name, words, "waiting", now.isoformat(timespec="seconds"))
+        job = Job(name, words, "waiting", now.isoformat(timespec="seconds"), server=os.getpid())
         job.keep()
         with self._lock:
             self._queue.append(job)
@@ -157,6 +159,16 @@ def _started(job: Job) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", PROGRAM, *job.words]
     with (job.folder / "log.txt").open("wb") as log, (job.folder / "out.txt").open("wb") as out:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=log, start_new_session=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return pid > 0
 
 
 def _insist(process: subprocess.Popen[bytes]) -> None:

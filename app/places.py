@@ -33,6 +33,18 @@ def own_folder(name: str) -> Path:
     return folder
 
 
+def written(named: object) -> int | None:
+    """When the run or the file that this names was last written, in nanoseconds; None where it names none."""
+    if not isinstance(named, str) or not os.path.isabs(named):
+        return None
+    for file in (Path(named) / "run.json", Path(named)):
+        try:
+            return file.stat().st_mtime_ns
+        except (OSError, ValueError):
+            continue
+    return None
+
+
 def run_at(name: str) -> Path:
     """The folder of a run that a page or a link names.
 

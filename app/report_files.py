@@ -9,7 +9,6 @@ from string import Template
 from typing import Any
 
 from app.card import provenance
-from app.lines import Question
 
 ROWS = 40
 """Of a table, in a page."""
@@ -31,8 +30,9 @@ def notebook_report(title: str, cards: dict[str, dict[str, Any]], notes: dict[st
     for name, one in cards.items():
         said = [f"## {one['title']}", notes.get(name, ""), f"*{provenance(one['answer']['settings'])}*"]
         cells.append(_markdown("\n\n".join(part for part in said if part)))
-        code = Question(one["task"], one["arguments"]).python()
-        cells.append({"cell_type": "code", "id": name, "metadata": {}, "execution_count": None, "outputs": [], "source": code})
+        cells.append(
+            {"cell_type": "code", "id": name, "metadata": {}, "execution_count": None, "outputs": [], "source": one["python"]}
+        )
     for place, cell in enumerate(cells):
         cell["id"] = f"cell-{place}"
     notebook = {
@@ -43,7 +43,7 @@ def notebook_report(title: str, cards: dict[str, dict[str, Any]], notes: dict[st
 
 
 def _section(name: str, one: dict[str, Any], note: str) -> str:
-    answer, question = one["answer"], Question(one["task"], one["arguments"])
+    answer = one["answer"]
     parts = [f"<h2>{escape(one['title'])}</h2>"]
     parts += [f"<p>{escape(note)}</p>"] if note else []
     for place, picture in enumerate(answer["figures"].values()):
@@ -54,9 +54,8 @@ def _section(name: str, one: dict[str, Any], note: str) -> str:
         parts.append(
             f"<details{'' if answer['figures'] else ' open'}><summary>{escape(title)}</summary>{_table(columns)}</details>"
         )
-    line = question.cli()
-    parts += [f"<pre>{escape(line)}</pre>"] if line else []
-    parts.append(f"<pre>{escape(question.python())}</pre><footer>{escape(provenance(answer['settings']))}</footer>")
+    parts += [f"<pre>{escape(one['cli'])}</pre>"] if one["cli"] else []
+    parts.append(f"<pre>{escape(one['python'])}</pre><footer>{escape(provenance(answer['settings']))}</footer>")
     return f"<section>{''.join(parts)}</section>"
 
 

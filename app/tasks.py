@@ -7,7 +7,6 @@ Each function calls what `lines` writes down for the user: the same names with t
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Callable
 from functools import lru_cache
 from importlib import import_module
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.homes import HOMES
 from app.memory import require_room
+from app.places import written
 from app.plain import answer, columns
 from workbench.artifacts import read_json
 from workbench.errors import BadArtifact, TextTooLong
@@ -63,7 +63,7 @@ def _model(
         freed = (_MODEL["about"] or {}).get("bytes", 0)
         require_room(name, revision, dtype, device, freed)
         _MODEL.update(spec=None, model=None, about=None)
-        _view.cache_clear()
+        _viewed.cache_clear()
         gc.collect()
         kind = None if dtype is None else getattr(torch, dtype)
         loaded = wb.load(name, revision=revision, dtype=kind, device=device, check=check)
@@ -73,8 +73,12 @@ def _model(
     return _MODEL["model"]
 
 
-@lru_cache(maxsize=8)
 def _view(model: LanguageModel, prompt: str, lens: str, k: int, target: str | None) -> LensView:
+    return _viewed(model, prompt, lens, k, target, written(lens))
+
+
+@lru_cache(maxsize=8)
+def _viewed(model: LanguageModel, prompt: str, lens: str, k: int, target: str | None, fitted: int | None) -> LensView:
     """The last ones are kept: several cards are made of one."""
     from workbench.analyses.lens import lens as run
 
@@ -268,11 +272,11 @@ def open_run(folder: str) -> dict[str, Any]:
 
 
 def _read_run(kind: Any, folder: str) -> Any:
-    return _loaded(kind, folder, os.stat(Path(folder) / "run.json").st_mtime_ns)
+    return _loaded(kind, folder, written(folder))
 
 
 @lru_cache(maxsize=8)
-def _loaded(kind: Any, folder: str, changed: int) -> Any:
+def _loaded(kind: Any, folder: str, made: int | None) -> Any:
     return kind.load(folder)
 
 

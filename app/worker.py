@@ -19,6 +19,8 @@ from collections import OrderedDict, deque
 from contextlib import suppress
 from typing import Any
 
+from app.places import written
+
 KEPT_BYTES = 15_000_000
 """Of answers, as JSON: as Python's lists they take about six times as much."""
 PATIENCE = 5.0
@@ -36,8 +38,8 @@ PROGRESS = re.compile(r"^(?P<what>[^:|]*?):?\s*(?P<share>\d+)%\|")
 class Asked:
     """A request, and what became of it."""
 
-    def __init__(self, task: str, arguments: dict[str, Any]):
-        self.task, self.arguments = task, arguments
+    def __init__(self, task: str, arguments: dict[str, Any], key: str):
+        self.task, self.arguments, self.key = task, arguments, key
         self.done = threading.Event()
         self.answer: dict[str, Any] | None = None
         self.error: tuple[str, str] | None = None
@@ -72,13 +74,14 @@ class Worker:
 
     def ask(self, task: str, **arguments: Any) -> Asked:
         """The request: a new one in the line, one that is waiting, or one that was answered before."""
-        key = json.dumps([task, arguments], sort_keys=True)
+        # With the times of the runs that are named: one that was made again is asked again.
+        key = json.dumps([task, arguments, [written(one) for one in arguments.values()]], sort_keys=True)
         with self._lock:
             known = self._known.get(key)
             if known is not None and known.error is None:
                 self._known.move_to_end(key)
                 return known
-            asked = self._known[key] = Asked(task, arguments)
+            asked = self._known[key] = Asked(task, arguments, key)
             self._waiting.append(asked)
         self._asked.release()
         return asked
@@ -151,8 +154,7 @@ class Worker:
         if "answer" not in reply:
             return None, _CANCELLED if "cancelled" in reply else (reply["error"], reply["text"])
         self.model = reply["model"]
-        key = json.dumps([asked.task, asked.arguments], sort_keys=True)
-        self._sizes[key] = len(line)
+        self._sizes[asked.key] = len(line)
         return reply["answer"], None
 
     def _running(self) -> subprocess.Popen[str]:

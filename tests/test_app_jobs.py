@@ -1,6 +1,7 @@
 """Long work: verbs in processes of their own, one at a time, with states, logs, progress and cancels; and forms for them."""
 
 import json
+import os
 import shlex
 import time
 
@@ -133,6 +134,21 @@ def test_what_ran_when_the_app_ended_is_stopped_when_it_starts_again(explorer):
     assert {one.id.rpartition("-")[2]: one.state for one in listed()} == {
         "running": "stopped", "waiting": "stopped", "done": "done", "failed": "failed",
     }  # fmt: skip
+
+
+def test_jobs_of_another_app_that_runs_are_left_alone(explorer):
+    for name, server in (("own", os.getppid()), ("gone", 2**22 + 1)):  # pids end below that
+        Job(f"20260101-000000-{name}", ["do"], "running", "2026-01-01T00:00:00+00:00", server=server).keep()
+    Jobs()
+    assert {one.id.rpartition("-")[2]: one.state for one in listed()} == {"own": "running", "gone": "stopped"}
+
+
+def test_two_jobs_may_have_made_the_same_run(explorer):
+    for name in ("one", "two"):
+        Job(f"20260101-000000-{name}", ["probe", "--out=out/probe"], "done", "2026-01-01T00:00:00+00:00").keep()
+    opened = screen("jobs")
+    assert not opened.exception
+    assert [one.label for one in opened.button].count("See probe") == 2
 
 
 def test_folders_that_hold_no_job_are_passed_over(explorer):

@@ -25,7 +25,7 @@ def cards(tiny_folder):
         "cccccccccccc": ("Lengths", "norms", {"model": model, "prompt": "a dog"}),
     }
     return {
-        name: {"title": title, "task": task, "arguments": own, "answer": json.loads(json.dumps(tasks.TASKS[task](**own)))}
+        name: card.put_aside(title, Question(task, own), json.loads(json.dumps(tasks.TASKS[task](**own))))
         for name, (title, task, own) in asked.items()
     }
 
@@ -93,7 +93,7 @@ def test_a_page_without_pictures_has_no_script(cards):
 
 
 def test_a_long_table_is_cut_and_says_so(cards):
-    one = {"title": "Long", "task": "norms", "arguments": cards["cccccccccccc"]["arguments"]}
+    one = dict(cards["cccccccccccc"])
     one["answer"] = {
         "settings": {},
         "figures": {},

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from explorer import PROMPT, command, lines_of, said, screen, tables, with_columns
+from streamlit.util import calc_hash
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import probes
@@ -239,7 +240,7 @@ def test_the_prompt_lab_follows_a_token(explorer, hf):
     _, logits, _ = states(hf, PROMPT)
     own = logits[-1].log_softmax(-1)
     for target, index in ((" cat", hf[1].convert_tokens_to_ids("Ġcat")), ("id:7", 7)):
-        rank = int((own > own[index]).sum())
+        rank = int((own > own[index]).sum()) + 1
         opened = screen("prompt_lab", prompt=PROMPT, target=target)
         assert f"rank {rank:,}, log p {float(own[index]):.2f}" in said(opened.caption)
 
@@ -252,6 +253,21 @@ def test_the_prompt_lab_compares_with_another_prompt_and_refuses_one_of_another_
     assert "tokens" in said(other.error)
     assert "fault of the workbench" not in said(other.error)
     assert with_columns(other, "rank", "token", "id"), "the other cards are still there"
+
+
+def test_prompts_that_are_turned_over_like_pages_are_compared_too(explorer, monkeypatch):
+    monkeypatch.setattr("app.screens.prompt_lab.COLUMNS", 2)
+    opened = screen("prompt_lab", prompt=PROMPT, compare="another prompt", other="a cat", pos=2)
+    assert not opened.exception
+    assert not opened.error
+    assert "The first less the second" in said(opened.markdown)
+
+
+def test_a_run_that_is_made_again_is_read_again(explorer, tiny_folder):
+    for text in ("a dog", "a cat"):
+        command("lens", "--model", tiny_folder, "--prompt", text, "--out", explorer / "own")
+        (shown_,) = with_columns(screen("home", run="own"), "token_id", "probability")
+        assert shown_["probability"].tolist() == pytest.approx(wb.LensView.load(explorer / "own").table["probability"].tolist())
 
 
 def test_the_prompt_lab_reads_by_a_lens_that_was_fitted(shown_results, model):
@@ -457,6 +473,23 @@ def test_a_card_is_put_into_the_report_and_moved_and_taken_out(explorer):
     assert report.query_params["cards"] == ".".join(reversed(cards))
     report.button(key=f"gone-{cards[0]}").click().run()
     assert report.query_params["cards"] == cards[1]
+
+
+def test_a_report_outlives_its_runs_and_a_look_at_another_screen(explorer, tiny_folder):
+    command("lens", "--model", tiny_folder, "--prompt", PROMPT, "--out", explorer / "own")
+    opened = screen("home", run="own")
+    next(one for one in opened.button if (one.key or "").startswith("report-")).click().run()
+    shutil.rmtree(explorer / "own")
+    report = screen("report", cards=opened.query_params["cards"])
+    assert not report.exception
+    assert not report.error
+    assert "LensView.load" in said(report.code)
+    (note,) = report.text_area
+    note.set_value("It says so.").run()
+    for path in ("jobs", "report"):
+        report._page_hash = calc_hash(path)
+        report.run()
+    assert [one.value for one in report.text_area] == ["It says so."]
 
 
 def test_a_card_that_is_not_on_this_machine_is_told(explorer):

@@ -46,11 +46,15 @@ def draw(screen: Screen) -> Callable[[], None]:
     return run
 
 
-def page_link(path: str, label: str, **view: object) -> None:
-    """A button that goes to another screen with some of the view changed."""
+def page_link(path: str, label: str, *, key: str = "", **view: object) -> None:
+    """A button that goes to another screen with some of the view changed.
+
+    Args:
+        key: Tells apart those of one label.
+    """
     from app import url
 
     screen = next(one for one in SCREENS if one.path == path)
-    if st.button(label, key=f"to-{path}-{label}", icon=screen.icon, type="tertiary"):
+    if st.button(label, key=f"to-{path}-{label}{key}", icon=screen.icon, type="tertiary"):
         url.put(**view)
         st.switch_page(st.Page(draw(screen), title=screen.title, icon=screen.icon, url_path=path, default=path == "home"))

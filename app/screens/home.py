@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import streamlit as st
 
 from app import look, url
@@ -108,7 +110,7 @@ def _compare(runs: list[FoundRun]) -> None:
     table(columns, key="compared")
     maps = [one for one in runs if one.kind == "neuron map"]
     if len(maps) == len(runs) == 2:
-        line = f"workbench compare-maps {runs[0].folder} {runs[1].folder}"
+        line = shlex.join(["workbench", "compare-maps", *(str(one.folder) for one in runs)])
         st.caption("How many neurons keep their words, beside nulls:")
         st.code(line, language="bash")
 

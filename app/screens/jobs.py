@@ -76,7 +76,7 @@ def _job(job: Job, *, open_: bool) -> None:
             else:
                 name = next((one.partition("=")[2] for one in job.words if one.startswith("--out=")), None)
                 if name:
-                    page_link("home", f"See {name.rpartition('/')[2]}", run=name.rpartition("/")[2])
+                    page_link("home", f"See {name.rpartition('/')[2]}", key=job.id, run=name.rpartition("/")[2])
         if open_ or job.state in ("failed", "stopped"):
             log, out = job.log().strip(), job.out().strip()
             if log:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from app import look
-from app.asking import ask, model_asked, the_worker
+from app.asking import ask, model_asked
 from app.card import card, rows_of, table
 from app.lines import Question
 
@@ -54,7 +54,7 @@ def draw() -> None:
 def _lamp() -> None:
     """Every identity that the names promise: asked for once a model, as it takes some seconds."""
     question = Question("verify", {"model": model_asked()})
-    if not st.session_state.get("verify-asked") and the_worker().current is None:
+    if st.session_state.get("verify-asked") != model_asked():
         st.button("Verify the model", key="verify", icon=":material/fact_check:", on_click=_ask_verify)
         return
     answer = ask(question.task, **question.arguments)
@@ -66,4 +66,4 @@ def _lamp() -> None:
 
 
 def _ask_verify() -> None:
-    st.session_state["verify-asked"] = True
+    st.session_state["verify-asked"] = model_asked()

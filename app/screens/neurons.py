@@ -13,7 +13,7 @@ from app import look, prose, url
 from app.asking import ask, model_asked
 from app.card import card, figure, rows_of, table
 from app.lines import Question
-from app.places import run_at
+from app.places import run_at, written
 from app.runs import found_runs
 from app.screens import page_link
 from workbench.errors import WorkbenchError
@@ -72,7 +72,7 @@ def _search(maps: list[str]) -> None:
              "bottom": url.get("bottom")}  # fmt: skip
     started = time.perf_counter()
     try:
-        columns, total, settings = _found(**asked)
+        columns, total, settings = _found(**asked, made=written(asked["map"]))
     except WorkbenchError as error:
         st.warning(str(error), icon=":material/search_off:")
         return
@@ -105,7 +105,7 @@ def _took(seconds: float) -> str:
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def _found(map: str, bottom: bool, **query: Any) -> tuple[dict[str, list[Any]], int, dict[str, Any]]:
+def _found(map: str, bottom: bool, made: int | None, **query: Any) -> tuple[dict[str, list[Any]], int, dict[str, Any]]:
     """The first hits, how many there are, and of which map."""
     from workbench.analyses.neuron_folder import KIND, VERB
     from workbench.analyses.neuron_search import Query, search_folder

@@ -68,7 +68,7 @@ def _read() -> None:
         _cell(question, answer, layers[row], pos)
     with right:
         _lines(question.arguments, pos)
-    _difference(layers, row, pos)
+    _difference(layers, row, pos, first)
     _inside(layers[row])
 
 
@@ -87,7 +87,7 @@ def _cell(question: Question, answer: dict[str, Any], layer: int, pos: int) -> N
         )  # fmt: skip
         own = where(answer["tables"]["positions"], layer=layer, pos=pos)[0]
         st.caption(
-            f"target `{shown(own['target'])}`: rank {own['target_rank']:,}, log p {own['target_log_probability']:.2f} · "
+            f"target `{shown(own['target'])}`: rank {own['target_rank'] + 1:,}, log p {own['target_log_probability']:.2f} · "
             f"entropy {own['entropy_nats']:.2f} nats · KL to output {own['kl_to_final_nats']:.3f} nats"
         )
 
@@ -119,7 +119,7 @@ def _chosen(line: dict[str, Any]) -> dict[str, Any]:
                    "line": {"color": "#3b82c4", "width": 4}}  # fmt: skip
 
 
-def _difference(layers: list[Any], row: int, pos: int) -> None:
+def _difference(layers: list[Any], row: int, pos: int, first: int) -> None:
     compare = url.get("compare")
     if compare == "nothing":
         return
@@ -138,7 +138,7 @@ def _difference(layers: list[Any], row: int, pos: int) -> None:
         if answer is not None:
             picture = answer["figures"]["heatmap"]
             heatmap(picture, key="difference-cells", selected=(row, pos), diverging=True, name="difference",
-                    first=_window(len(cells(picture)[1]), pos),
+                    first=first,
                     on_select=lambda r, c: url.put(layer=layers[r], pos=c))  # fmt: skip
 
 

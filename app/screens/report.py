@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import streamlit as st
 
 from app import look, url
 from app.card import figure, provenance, saved, table
-from app.lines import Question
 from app.report_files import html_report, notebook_report
 
 
@@ -17,8 +19,8 @@ def draw() -> None:
     if not cards:
         look.empty('The report is empty. "Add to report" stands in the menu (…) of every card.', ":material/note_add:")
         return
-    title = st.text_input("Title", "What the model does", key="report-title")
-    notes = {name: st.session_state.get(f"note-{name}", "") for name in cards}
+    _kept(st.text_input, "report-title", "Title", "What the model does")
+    title, notes = _words()["report-title"], {name: _words().get(f"note-{name}", "") for name in cards}
     with st.container(horizontal=True):
         st.download_button("One HTML file", lambda: html_report(title, cards, notes), "report.html", "text/html",
                            key="report-html", icon=":material/download:", on_click="ignore", type="primary")  # fmt: skip
@@ -40,15 +42,30 @@ def draw() -> None:
             down.button("", key=f"down-{name}", icon=":material/arrow_downward:", on_click=_move, args=(name, 1),
                         disabled=place == len(cards) - 1, type="tertiary")  # fmt: skip
             gone.button("", key=f"gone-{name}", icon=":material/close:", on_click=_drop, args=(name,), type="tertiary")
-            st.text_area("Note", key=f"note-{name}", height=68, label_visibility="collapsed", placeholder="What does it show?")
+            _kept(st.text_area, f"note-{name}", "Note", height=68, label_visibility="collapsed",
+                  placeholder="What does it show?")  # fmt: skip
             pictures = one["answer"]["figures"]
             if pictures:
                 first = next(iter(pictures))
                 figure(pictures[first], key=f"report-{name}-{first}")
             else:
                 table(next(iter(one["answer"]["tables"].values())), key=f"report-table-{name}")
-            st.code(Question(one["task"], one["arguments"]).python(), language="python")
+            st.code(one["python"], language="python")
             st.caption(provenance(one["answer"]["settings"]))
+
+
+def _words() -> dict[str, str]:
+    """Title and notes of this tab: a widget's own state is gone when another screen is drawn."""
+    return st.session_state.setdefault("_report", {})
+
+
+def _kept(make: Callable[..., Any], key: str, label: str, first: str = "", **options: Any) -> None:
+    st.session_state[key] = _words().setdefault(key, first)
+    make(label, key=key, on_change=_take, args=(key,), **options)
+
+
+def _take(key: str) -> None:
+    _words()[key] = st.session_state[key]
 
 
 def _move(name: str, by: int) -> None:

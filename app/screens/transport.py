@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import streamlit as st
@@ -81,10 +82,10 @@ def _pair(question: Question, answer: dict[str, Any], pair: str) -> None:
         curves, directions = (_of_pair(answer, name, one) for name in ("curves", "directions"))
         if not curves:
             st.caption("Curves and directions are measured of 16 pairs or fewer:")
-            st.code(
-                f"workbench transport --pairs '{pair}' --corpus {answer['settings'].get('corpus')} --out out/pair",
-                language="bash",
-            )
+            own = answer["settings"]
+            named = {"model": own["model"], "dtype": own["dtype"], "corpus": own["corpus"], "max-tokens": own["max_tokens"]}
+            options = [f"--{name}={value}" for name, value in named.items() if value is not None]
+            st.code(shlex.join(["workbench", "transport", f"--pairs={pair}", *options, "--out=out/pair"]), language="bash")
             return
         st.caption("R² by rank, held out")
         _curve(curves)
