@@ -87,7 +87,8 @@ def _cell(question: Question, answer: dict[str, Any], layer: int, pos: int) -> N
         )  # fmt: skip
         own = where(answer["tables"]["positions"], layer=layer, pos=pos)[0]
         st.caption(
-            f"target `{shown(own['target'])}`: rank {own['target_rank'] + 1:,}, log p {own['target_log_probability']:.2f} · "
+            f"target `{shown(own['target'])}`: rank {own['target_rank']:,} (the likeliest: 0), "
+            f"log p {own['target_log_probability']:.2f} · "
             f"entropy {own['entropy_nats']:.2f} nats · KL to output {own['kl_to_final_nats']:.3f} nats"
         )
 
@@ -96,7 +97,13 @@ def _lines(arguments: dict[str, Any], pos: int) -> None:
     measure = url.get("measure") if url.get("measure") in MEASURES else "target_rank"
     question = Question("lens_lines", arguments | {"measure": measure})
     answer = ask(question.task, **question.arguments)
-    with card("From layer to layer", question, answer, key="lines", note="The chosen token in blue, the others in grey."):
+    with card(
+        "From layer to layer",
+        question,
+        answer,
+        key="lines",
+        note="The chosen token in blue, the others in grey. Ranks are drawn from 1, as the axis is logarithmic.",
+    ):
         url.choice(st.selectbox, "measure", "Measure", list(MEASURES), format_func=MEASURES.get, label_visibility="collapsed")
         if answer is None:
             return
