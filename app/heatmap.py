@@ -1,8 +1,8 @@
 """A heatmap that can be clicked: the picture of a `plotly` heatmap of the workbench's, drawn on a canvas.
 
-Of the two ways there are, an invisible scatter over plotly's heatmap answers a click as fast (115 and 122 ms,
-tests/benchmarks/ explorer.py --ways) and sends less; the canvas was taken because it has arrow keys, marks the cell before the
-server has answered, cuts words to their cells, and takes its colours from the page.
+Of the two ways there are, an invisible scatter over plotly's heatmap answers a click as fast (122 and 109 ms in two runs of
+tests/benchmarks/explorer.py --ways, the canvas 115 and 131) and sends less; the canvas was taken because it has arrow keys,
+marks the cell before the server has answered, cuts words to their cells, and takes its colours from the page.
 """
 
 from __future__ import annotations
