@@ -45,7 +45,17 @@ def test_each_site_is_given_once():
 
 @pytest.mark.parametrize(
     ("text", "layers"),
-    [(None, [0, 1, 2, 3]), ("2", [2]), ("-1", [3]), ("1:3", [1, 2]), (":2", [0, 1]), ("-2:", [2, 3]), ("0,2:4,0", [0, 2, 3])],
+    [
+        (None, [0, 1, 2, 3]),
+        ("2", [2]),
+        ("-1", [3]),
+        ("1:3", [1, 2]),
+        (":2", [0, 1]),
+        ("-2:", [2, 3]),
+        ("0,2:4,0", [0, 2, 3]),
+        ("0:4:3", [0, 3]),
+        ("::2,-1", [0, 2, 3]),
+    ],
 )
 def test_layers(text, layers):
     assert parse_layers(text, 4) == layers
@@ -57,7 +67,7 @@ def test_a_layer_outside_the_model_is_refused(text):
         parse_layers(text, 4)
 
 
-@pytest.mark.parametrize("text", ["", "a", "1-2", "1:2:3", "1,,2"])
+@pytest.mark.parametrize("text", ["", "a", "1-2", "1:2:0", "1:2:-1", "0:1:2:3", "1,,2"])
 def test_layers_that_are_no_layers_are_refused(text):
     with pytest.raises(LayerOutOfRange, match=r"are not understood. Write 7, -1, 4:8"):
         parse_layers(text, 4)

@@ -114,8 +114,9 @@ class Site:
 def parse_sites(texts: Iterable[str], n_layers: int) -> list[Site]:
     """All sites that the strings name, in the order given, each once.
 
-    Accepts `resid_post.10`, half-open ranges `resid_post.4:8`, all layers `resid_post`, layers from the end
-    `resid_post.-1`, TransformerLens names (`blocks.10.hook_resid_post`) and nnterp names (`layers_output[10]`).
+    Accepts `resid_post.10`, half-open ranges `resid_post.4:8`, with a step `resid_post.0:30:5`, all layers `resid_post`,
+    layers from the end `resid_post.-1`, TransformerLens names (`blocks.10.hook_resid_post`) and nnterp names
+    (`layers_output[10]`).
 
     Raises:
         UnknownSite: for a name that is none of these.
@@ -125,7 +126,7 @@ def parse_sites(texts: Iterable[str], n_layers: int) -> list[Site]:
 
 
 def parse_layers(text: str | None, n_layers: int) -> list[int]:
-    """Block indices named by `7`, `-1`, `4:8`, `:3` or a comma-separated list of these; all, if None.
+    """Block indices named by `7`, `-1`, `4:8`, `:3`, `0:30:5` (every fifth) or a comma-separated list of these; all, if None.
 
     Raises:
         LayerOutOfRange: if one is not in the model, or the range is empty.
@@ -134,9 +135,11 @@ def parse_layers(text: str | None, n_layers: int) -> list[int]:
         return list(range(n_layers))
     layers: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(-?\d+)?(:)?(-?\d+)?\s*", part)
-        if not match or not part.strip() or (match[3] and not match[2]):
-            raise LayerOutOfRange(f"Layers {text!r} are not understood. Write 7, -1, 4:8 (half-open) or 0,5,10:12.")
+        match = re.fullmatch(r"\s*(-?\d+)?(?:(:)(-?\d+)?(?::(0*[1-9]\d*)?)?)?\s*", part)
+        if not match or not part.strip():
+            raise LayerOutOfRange(
+                f"Layers {text!r} are not understood. Write 7, -1, 4:8 (half-open), 0:30:5 (every fifth) or 0,5,10:12."
+            )
         if match[2]:
             bounds = (int(g) if g else default for g, default in ((match[1], 0), (match[3], n_layers)))
             start, stop = (bound + n_layers if bound < 0 else bound for bound in bounds)
@@ -148,7 +151,7 @@ def parse_layers(text: str | None, n_layers: int) -> list[int]:
                 f"Layers {part.strip()!r} do not lie in this model of {n_layers} layers; "
                 f"they go from 0 to {n_layers - 1}, or from -{n_layers} to -1 counted from the end."
             )
-        layers += range(start, stop)
+        layers += range(start, stop, int(match[4] or 1))
     return sorted(set(layers))
 
 

@@ -200,12 +200,13 @@ def lens_quality(
                   for name, own in read.items()}  # fmt: skip
         exits, saved = (pd.concat([pair[i].assign(lens=name) for name, pair in curves.items()]) for i in (0, 1))
     best = next(iter(read.values()))["best"]
-    settings = model.provenance | texts.settings | {
+    provenance = model.provenance
+    settings = provenance | texts.settings | {
         "lenses": list(named), "sites": sites, "held_out_tokens": len(tokens["pos"]),
         "held_out_documents": len(np.unique(tokens["document"])), "reading_in_blocks": _reading_in_blocks(model),
         "null_tokens": NULL_TOKENS, "fitted_beside": {name: _fitted_beside(one, given) for name, one in named.items()},
         "tokens_hash": flow.counted.count.tokens_hash, "versions": versions(),
-        "lens_settings": {name: {key: value for key, value in one.settings.items() if key not in model.provenance}
+        "lens_settings": {name: {key: value for key, value in one.settings.items() if key not in provenance}
                           for name, one in named.items()},
     }  # fmt: skip
     of_null = [_null(tokens, null[i].cpu().numpy(), i, best, sizes) for i in range(len(STRATA))]

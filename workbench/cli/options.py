@@ -22,7 +22,9 @@ WRITTEN = "written"
 """Marks an option that says where a verb writes, so that a replay can write elsewhere."""
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.", file_okay=True), WRITTEN]
 Neuron = Annotated[str, typer.Argument(help="Layer and neuron: 12.345.")]
-Layers = Annotated[str | None, typer.Option(help="7, -1, 4:8 (half-open) or 0,5,10:12; all, if not given.")]
+Layers = Annotated[
+    str | None, typer.Option(help="7, -1, 4:8 (half-open), 0:30:5 (every fifth) or 0,5,10:12; all, if not given.")
+]
 
 
 class SideOption(StrEnum):
