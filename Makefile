@@ -49,6 +49,7 @@ bench: install
 	$(BIN)/python tests/benchmarks/capture.py
 	$(BIN)/python tests/benchmarks/store.py
 	$(BIN)/python tests/benchmarks/reading.py
+	$(BIN)/python tests/benchmarks/rerun.py
 	$(BIN)/python tests/benchmarks/top_activations.py --tokens 50000
 	$(BIN)/python tests/benchmarks/command_line.py
 	$(BIN)/python tests/benchmarks/self_check.py

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 import workbench as wb
 from workbench.analyses.held_out_change import HeldOut
 from workbench.analyses.held_out_loss import counted, held_out_rows, losses
+from workbench.analyses.rerun import Rerun
 from workbench.analyses.submodules import MODES, StandIns, pairs_of
 from workbench.cli import app
 from workbench.corpus.corpus import EARLY_UNTIL, ORDINARY
@@ -118,12 +119,12 @@ def test_the_cost_is_that_of_a_replacement_by_hand(llama, positions):
         llama, wb.collect_moments(llama, corpus, [], names, detail="two", folds=2, **QUIET), strata, Recipe("ridge")
     )
     rows = held_out_rows(corpus, llama, 200)
-    clean = losses(llama, rows, None, nullcontext())
+    clean = losses(Rerun(llama, rows, None), nullcontext())
     assert found.settings["clean_loss"] == pytest.approx(clean.nats.mean(), abs=1e-6)
     for row in found.table.to_dict("records"):
         chosen = [pair for layer in range(row["layer"], 3) for pair in pairs_of(llama, layer, row["mode"])]
         maps = [standing.fitted(pair)[0] if row["way"] == "map" else standing.constant(pair, row["way"]) for pair in chosen]
-        change, error = losses(llama, rows, None, wb.substitute(llama, *maps, skip=skip)).change(clean)
+        change, error = losses(Rerun(llama, rows, None), wb.substitute(llama, *maps, skip=skip)).change(clean)
         assert row["change"] == pytest.approx(change, abs=2e-6), row
         assert row["change_error"] == pytest.approx(error, abs=2e-6), row
     row = found.table[(found.table["layer"] == 2) & (found.table["way"] == "map") & (found.table["mode"] == "mlp")].iloc[0]
@@ -146,11 +147,11 @@ def test_removing_the_mlps_is_the_model_without_them():
     found = wb.shortcuts(tiny_model("llama", check=False), TEXTS, modes=["mlp"], positions="all", loss_tokens=200, **QUIET)
     model = tiny_model("llama", check=False)
     rows = held_out_rows(wb.Corpus(TEXTS), model, 200)
-    clean = losses(model, rows, None, nullcontext())
+    clean = losses(Rerun(model, rows, None), nullcontext())
     with torch.no_grad():
         for layer in range(3):
             model.weight("W_out", layer).zero_()
-    without = losses(model, rows, None, nullcontext())
+    without = losses(Rerun(model, rows, None), nullcontext())
     row = found.table[(found.table["layer"] == 0) & (found.table["way"] == "zero")].iloc[0]
     assert row["change"] == pytest.approx(without.change(clean)[0], abs=1e-5)
 

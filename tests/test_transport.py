@@ -17,6 +17,7 @@ from test_transports import drawn, mixed
 
 import workbench as wb
 from workbench.analyses.held_out_loss import held_out_rows, losses
+from workbench.analyses.rerun import Rerun
 from workbench.analyses.transport_damage import WAYS
 from workbench.analyses.transport_directions import Chosen, Thresholds, choose, direction_rows, random_rows
 from workbench.analyses.transport_metrics import fisher, readers
@@ -331,8 +332,8 @@ def test_the_exact_state_changes_nothing_and_rank_zero_is_mean_ablation(llama):
         Transport.identity(llama, "resid_post.0", "resid_post.1").settings,
     )  # fmt: skip
     rows = held_out_rows(corpus, llama, 300)
-    clean = losses(llama, rows, None, nullcontext())
-    change, _ = losses(llama, rows, None, substitute(llama, nothing, skip=EARLY_UNTIL)).change(clean)
+    clean = losses(Rerun(llama, rows, None), nullcontext())
+    change, _ = losses(Rerun(llama, rows, None), substitute(llama, nothing, skip=EARLY_UNTIL)).change(clean)
     assert change == pytest.approx(own.loc["mean", "change"], abs=1e-6)
     few = wb.transport(llama, corpus, ["1>2"], damage=300, one_in=4, weigh=[], closely=False, **QUIET).damage
     assert few is not None

@@ -13,7 +13,7 @@ from workbench.edits.passing import Pass
 from workbench.errors import ReadOnlySite, UnknownOption
 from workbench.model import LanguageModel
 from workbench.sites import Site, parse_sites
-from workbench.tracer import announced, edited
+from workbench.tracer import announced, edited, replaced
 
 
 @contextmanager
@@ -104,7 +104,7 @@ def _generating(model: LanguageModel, running: _Running) -> Iterator[None]:
         UnknownOption: from `generate`, for beams or several samples a text with edits that tell rows apart.
     """
     hf: Any = model.hf
-    before, generate = vars(hf).get("generate"), hf.generate
+    generate = hf.generate
 
     def told(inputs: Tensor | None = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
         for name in ("num_beams", "num_return_sequences"):
@@ -125,14 +125,8 @@ def _generating(model: LanguageModel, running: _Running) -> Iterator[None]:
         finally:
             running.prompt = None
 
-    hf.generate = told
-    try:
+    with replaced(hf, "generate", told):
         yield
-    finally:
-        if before is None:
-            del hf.generate
-        else:
-            hf.generate = before
 
 
 class _Made:

@@ -58,6 +58,48 @@ def edited(model: LanguageModel, edits: Mapping[Any, HookFunction]) -> Iterator[
         yield
 
 
+@contextmanager
+def starting_at(model: LanguageModel, layer: int, stream: Tensor) -> Iterator[None]:
+    """While open, forward passes hand a block this stream, and do not run the blocks before it, the first one apart: from it is
+    seen what blocks give beside the stream. What sites before the layer hold is not true then, but for the state that enters
+    it.
+
+    For runs of the same texts that differ from this block on: TransformerLens has `start_at_layer` for it.
+
+    Args:
+        stream: What `resid_pre` of the layer holds for the batch, `[batch, pos, d_model]`.
+    """
+    if layer < 2:
+        yield
+        return
+    first = model.block(0)
+    given: list[Any] = []
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        given[:] = [output]
+
+    with ExitStack() as hooks:
+        hooks.enter_context(edited(model, {Site("resid_post", 0): lambda seen: stream.to(seen.device).clone()}))
+        hooks.callback(first.register_forward_hook(note).remove)  # after the edit: it notes the output with this stream
+        for skipped in range(1, layer):
+            hooks.enter_context(replaced(model.block(skipped), "forward", lambda *_, **__: given[0]))
+        yield
+
+
+@contextmanager
+def replaced(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """While open, an object's method is this function."""
+    before = vars(owner).get(name)
+    setattr(owner, name, function)
+    try:
+        yield
+    finally:
+        if before is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
+
+
 def taps_of(model: LanguageModel, places: Iterable[Place]) -> dict[Place, Tap]:
     """Where each place is read from the modules.
 

@@ -8,6 +8,7 @@ use another prompt in place of noise, which would take the model where no text t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from workbench.model import Batch, LanguageModel
 from workbench.results import Result, versions
 from workbench.sites import Site, parse_layers, parse_sites
 from workbench.tokens import shown
-from workbench.tracer import edited
+from workbench.tracer import edited, is_edited, starting_at
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -118,6 +119,7 @@ def activation_patching(
             f"Both prompts give the same logit difference, {ends[0]:+.3f}: there is nothing to restore. Choose answers, or a "
             "corrupted prompt, that differ."
         )
+    streams = _streams(model, batches[1], wanted)
     found = []
     for site in tqdm(wanted, desc="patch", unit="site", disable=not progress):
         value = source[str(site)][0]
@@ -126,7 +128,7 @@ def activation_patching(
         for start in range(0, len(units), rows):
             some = units[start : start + rows]
             heads = torch.tensor(some) if by_head else None
-            differences = _patched(model, batches[1], site, value, at if by_head else some, heads, answers)
+            differences = _patched(model, batches[1], streams, site, value, at if by_head else some, heads, answers)
             for unit, difference in zip(some, differences.tolist(), strict=True):
                 pos, token, head = (None, "", unit) if by_head else (unit, tokens[unit], None)
                 found.append((site.name, site.layer, pos, token, head, difference))
@@ -145,6 +147,7 @@ def activation_patching(
 def _patched(
     model: LanguageModel,
     corrupted: Batch,
+    streams: dict[int, Tensor],
     site: Site,
     clean: Tensor,
     positions: list[int],
@@ -166,9 +169,20 @@ def _patched(
 
     last = Site("resid_post", model.n_layers - 1)
     batch = Batch(*(part.expand(n_rows, -1).contiguous() for part in corrupted))
-    with edited(model, {site: put}), keeping(model, [last]) as kept:
+    stream = streams.get(site.layer or 0)
+    begun = nullcontext() if stream is None else starting_at(model, site.layer or 0, stream.expand(n_rows, -1, -1))
+    with begun, edited(model, {site: put}), keeping(model, [last]) as kept:
         model.forward(batch)
     return _differences(model, kept[last][:, -1], answers)
+
+
+def _streams(model: LanguageModel, corrupted: Batch, sites: Sequence[Site]) -> dict[int, Tensor]:
+    """What enters the blocks that are patched: nothing is patched before these. None where the model is edited already: those
+    edits may be before them."""
+    if is_edited(model):
+        return {}
+    acts = capture(model, corrupted, [f"resid_pre.{layer}" for layer in sorted({site.layer or 0 for site in sites})])
+    return {int(name.rpartition(".")[2]): acts[name] for name in acts}
 
 
 def _differences(model: LanguageModel, states: Tensor, answers: tuple[int, int]) -> Tensor:

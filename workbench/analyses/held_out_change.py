@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workbench.analyses.held_out_loss import counted, in_batches, mean_and_error
+from workbench.analyses.held_out_loss import counted, mean_and_error
+from workbench.analyses.rerun import Rerun
 from workbench.capturing import keeping
 from workbench.corpus.corpus import Row
 from workbench.model import LanguageModel
 from workbench.projector import Projector
 from workbench.sites import Site
-from workbench.streaming.batches import batch_of
 
 
 class Change(NamedTuple):
@@ -44,19 +44,20 @@ class HeldOut:
 
     def __init__(self, model: LanguageModel, rows: Sequence[Row], batch_tokens: int | None) -> None:
         self.model = model
-        self._batches = list(in_batches(rows, batch_tokens))
+        self._texts = Rerun(model, rows, batch_tokens)
         self._project = Projector(model.vocabulary, "norm", k=1)
-        self.document = np.concatenate([row.documents[1:][counted(row)] for some in self._batches for row in some])
-        self._next = [_following(some) for some in self._batches]
+        self.document = np.concatenate([row.documents[1:][counted(row)] for some in self._texts.batches for row in some])
+        self._next = [_following(some) for some in self._texts.batches]
         self._clean = list(self._states(nullcontext()))
         own = [self._project(states, targets) for states, targets in zip(self._clean, self._next, strict=True)]
         self._best = [found.top_ids[:, 0] for found in own]
         self.nats = torch.cat([-found.target_log_probabilities[:, 0] for found in own]).double().cpu().numpy()
 
-    def under(self, changed: AbstractContextManager[object]) -> Change:
-        """What becomes of the outputs while the model is changed. A token whose last state is no number has lost all."""
+    def under(self, changed: AbstractContextManager[object], since: int = 0) -> Change:
+        """What becomes of the outputs while the model is changed, from the state that enters the layer `since` on. A token
+        whose last state is no number has lost all."""
         nats, kl, agrees, overflows = [], [], [], []
-        states = zip(self._states(changed), self._clean, self._next, self._best, strict=True)
+        states = zip(self._states(changed, since), self._clean, self._next, self._best, strict=True)
         for rows, clean, targets, best in states:
             finite = rows.isfinite().all(1, keepdim=True)
             found = self._project(torch.where(finite, rows, clean), targets, clean)
@@ -73,14 +74,15 @@ class HeldOut:
         )  # fmt: skip
 
     @torch.no_grad()
-    def _states(self, changed: AbstractContextManager[object]) -> list[Tensor]:
+    def _states(self, changed: AbstractContextManager[object], since: int = 0) -> list[Tensor]:
         """By batch, what the final norm reads at the tokens that are counted, `[token, d_model]`."""
         last, found = Site("resid_post", self.model.n_layers - 1), []
+        runs = self._texts.since(since)
         with changed:
-            for some in self._batches:
-                with keeping(self.model, [last]) as kept:
-                    self.model.forward(batch_of(some, self.model))
-                at = [torch.from_numpy(np.flatnonzero(counted(row))).to(kept[last].device) for row in some]
+            for run in runs:
+                with run.begun, keeping(self.model, [last]) as kept:
+                    self.model.forward(run.batch)
+                at = [torch.from_numpy(np.flatnonzero(counted(row))).to(kept[last].device) for row in run.rows]
                 found.append(torch.cat([kept[last][index, own] for index, own in enumerate(at)]))
         return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
@@ -10,13 +9,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from workbench.analyses.rerun import Rerun
 from workbench.corpus.corpus import Corpus, Row
 from workbench.errors import TooFewTokens
 from workbench.model import LanguageModel
-from workbench.streaming.batches import batch_of, batched
 
-LOGITS_AT_ONCE = 2048
-"""Tokens whose logits are in memory at once."""
 FITTED, HELD_OUT = 0, 1
 """Folds of documents, of two."""
 
@@ -68,25 +65,19 @@ def counted(row: Row) -> np.ndarray:
     return (row.documents[1:] % 2 == HELD_OUT) & (row.documents[1:] == row.documents[:-1])
 
 
-def in_batches(rows: Sequence[Row], batch_tokens: int | None) -> Iterator[list[Row]]:
-    """As `losses` runs them, one after the other."""
-    return batched(rows, min(batch_tokens or LOGITS_AT_ONCE, LOGITS_AT_ONCE))
-
-
 @torch.no_grad()
-def losses(
-    model: LanguageModel, rows: Sequence[Row], batch_tokens: int | None, changed: AbstractContextManager[object]
-) -> Losses:
-    """While the model is changed."""
+def losses(texts: Rerun, changed: AbstractContextManager[object], since: int = 0) -> Losses:
+    """While the model is changed, from the state that enters the layer `since` on."""
     nats, documents = [], []
+    runs = texts.since(since)
     with changed:
-        for some in in_batches(rows, batch_tokens):
-            batch = batch_of(some, model)
-            logits = model.forward(batch)
-            for index, row in enumerate(some):
+        for run in runs:
+            with run.begun:
+                logits = texts.model.forward(run.batch)
+            for index, row in enumerate(run.rows):
                 own = counted(row)
                 at = torch.from_numpy(np.flatnonzero(own)).to(logits.device)
-                found = F.cross_entropy(logits[index, at].float(), batch.tokens[index, at + 1], reduction="none")
+                found = F.cross_entropy(logits[index, at].float(), run.batch.tokens[index, at + 1], reduction="none")
                 nats.append(found.double().cpu().numpy())
                 documents.append(row.documents[1:][own])
     return Losses(np.concatenate(nats), np.concatenate(documents))

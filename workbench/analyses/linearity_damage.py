@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from workbench.analyses.held_out_loss import FITTED, held_out_rows, losses
 from workbench.analyses.layer_moments import LayerMoments, LayerSites
+from workbench.analyses.rerun import Rerun
 from workbench.collecting import collect_moments
 from workbench.corpus.corpus import EARLY_UNTIL, Corpus
 from workbench.model import LanguageModel
@@ -64,18 +65,18 @@ def measure_damage(
     """
     import pandas as pd
 
-    rows = held_out_rows(corpus, model, tokens)
-    clean = losses(model, rows, common["batch_tokens"], nullcontext())
+    texts = Rerun(model, held_out_rows(corpus, model, tokens), common["batch_tokens"])
+    clean = losses(texts, nullcontext())
 
-    def cost(maps: Sequence[Transport], skip: int) -> tuple[float, float]:
-        return losses(model, rows, common["batch_tokens"], substitute(model, *maps, skip=skip)).change(clean)
+    def cost(maps: Sequence[Transport], skip: int, first: int) -> tuple[float, float]:
+        return losses(texts, substitute(model, *maps, skip=skip), since=first).change(clean)
 
     found = []
     for layer in tqdm(sites, desc="damage", disable=not common["progress"]):
         row: dict[str, Any] = {"layer": layer}
         for way in WAYS:
             own, skip = _stand_in(model, moments, sites[layer], layer, recipe, way)
-            row[way], row[f"{way}_error"] = cost([own], skip)
+            row[way], row[f"{way}_error"] = cost([own], skip, layer)
         found.append(row)
     settings = {"clean_loss": float(clean.nats.mean()), "held_out_tokens": len(clean.nats),
                 "held_out_documents": len(np.unique(clean.document))}  # fmt: skip
@@ -86,11 +87,11 @@ def measure_damage(
     several = []
     for way in WAYS:
         made = [_stand_in(model, moments, sites[layer], layer, recipe, way) for layer in blocks]
-        change, error = cost([own for own, _ in made], made[0][1])
+        change, error = cost([own for own, _ in made], made[0][1], blocks[0])
         several.append({"way": way, "on_policy": False, "change": change, "change_error": error})
     for way in ("replaced", "replaced_later") if on_policy else ():
         maps, skip = _on_policy(model, corpus, moments, sites, blocks, recipe, way, common)
-        change, error = cost(maps, skip)
+        change, error = cost(maps, skip, blocks[0])
         several.append({"way": way, "on_policy": True, "change": change, "change_error": error})
     return Damage(pd.DataFrame(found), pd.DataFrame(several), settings | {"blocks_together": blocks})
 

@@ -191,7 +191,7 @@ def shortcuts(
                     fits.append({"layer": layer, "mode": mode} | row)
             for layer in tqdm(first, desc=f"{mode} {way}", disable=not progress):
                 maps = [one for later in range(layer, model.n_layers) for one in own[later]]
-                change = held_out.under(substitute(model, *maps, skip=skip))
+                change = held_out.under(substitute(model, *maps, skip=skip), since=layer)
                 found.append({"layer": layer, "mode": mode, "way": way} | change._asdict())
     settings = {name: value for name, value in moments.settings.items() if name not in ("corpus_parts", "seed")} | {
         "d_model": model.d_model, "modes": list(pairs), "layers": first, "positions": positions, "fit": kind, "affine": affine,

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from workbench.analyses.held_out_loss import FITTED, held_out_rows, in_batches, losses
+from workbench.analyses.held_out_loss import FITTED, held_out_rows, losses
+from workbench.analyses.rerun import Rerun
 from workbench.analyses.transport_pairs import Split
 from workbench.corpus.corpus import EARLY_UNTIL, Corpus
 from workbench.errors import ReadOnlySite, UnknownOption
@@ -89,14 +90,15 @@ def damage_rows(
         TooFewTokens: if no held-out document has two tokens.
         OtherJob, UnknownSite, ReadOnlySite: if the target cannot be written.
     """
-    rows = held_out_rows(corpus, model, tokens)
-    clean = losses(model, rows, batch_tokens, nullcontext())
+    texts = Rerun(model, held_out_rows(corpus, model, tokens), batch_tokens)
+    clean = losses(texts, nullcontext())
     found = []
     for pair, fitted, mean in tqdm(maps, desc="damage", disable=not progress):
         states: list[Tensor] = []
-        losses(model, rows, batch_tokens, _written(model, pair, one_in, partial(_noted, states)))
+        first = Site.parse(pair.source, model.n_layers).layer or 0
+        losses(texts, _written(model, pair, one_in, partial(_noted, states)), since=first)
         # Of batches with a fifth position alone: others are not written to, neither here nor below.
-        written = [some for some in in_batches(rows, batch_tokens) if len(some[0]) > EARLY_UNTIL]
+        written = [some for some in texts.batches if len(some[0]) > EARLY_UNTIL]
         real = [own[i, EARLY_UNTIL : len(row)] for own, some in zip(states, written, strict=True) for i, row in enumerate(some)]
         changed: dict[str, AbstractContextManager[None]] = {
             "exact": _written(model, pair, one_in, _in_turn(states)),
@@ -106,7 +108,7 @@ def damage_rows(
             "empty": _written(model, pair, one_in, partial(_filled, fitted.bias)),
             "zero": _written(model, pair, one_in, partial(_filled, torch.zeros_like(mean))),
         }
-        own = {way: losses(model, rows, batch_tokens, change).change(clean) for way, change in changed.items()}
+        own = {way: losses(texts, change, since=first).change(clean) for way, change in changed.items()}
         ablated = own["mean"][0]
         found += [
             {

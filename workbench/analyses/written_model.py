@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from typing import NamedTuple
 
 from workbench.analyses.held_out_loss import held_out_rows, losses
+from workbench.analyses.rerun import Rerun
 from workbench.corpus.corpus import Corpus
 from workbench.model import LanguageModel
 
@@ -50,7 +51,7 @@ def compare_models(
         prompts: To be continued by both, greedily.
     """
     rows = held_out_rows(corpus if isinstance(corpus, Corpus) else Corpus(corpus), before, tokens)
-    old, new = (losses(model, rows, batch_tokens, nullcontext()) for model in (before, after))
+    old, new = (losses(Rerun(model, rows, batch_tokens), nullcontext()) for model in (before, after))
     change, error = new.change(old)
     said = [model.generate(list(prompts), max_new_tokens=max_new_tokens) if prompts else [] for model in (before, after)]
     texts = [
