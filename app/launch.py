@@ -32,10 +32,12 @@ def serve(model: str, maps: Sequence[Path], runs: Path, port: int, *, browser: b
         "server.address": "127.0.0.1", "server.port": port, "server.headless": not browser, "browser.gatherUsageStats": False,
         "server.fileWatcherType": "none", "client.toolbarMode": "minimal", "client.showErrorDetails": "full",
         "server.maxUploadSize": 64, "runner.fastReruns": True,
+        "logger.hideWelcomeMessage": True,  # with it go Streamlit's advertisements, on the page too
         "runner.postScriptGC": False,  # a tenth of a second after every click, in which no page is answered
     }  # fmt: skip
     flags = {name.replace(".", "_"): value for name, value in options.items()}
     bootstrap.load_config_options(flag_options=flags)
+    print(f"The explorer is on http://127.0.0.1:{port}, and Ctrl-C ends it.", flush=True)
     bootstrap.run(str(Path(__file__).parent / "main.py"), False, [], flags)
 
 

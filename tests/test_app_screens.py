@@ -129,6 +129,21 @@ def test_home_lists_what_is_on_disk(shown_results, tiny_folder):
     assert f"9 runs in `{shown_results}`" in said(opened.caption)
 
 
+def test_home_says_where_to_begin(shown_results):
+    searched = screen("home")
+    searched.button(key="to-neurons-Search the neurons for a word").click().run()
+    assert [one.value for one in searched.title] == ["Neurons"]
+    assert (searched.query_params["map"], searched.query_params["q"]) == ("map", "dog")
+
+
+def test_home_without_a_run_offers_to_make_one(explorer):
+    opened = screen("home")
+    assert "0 runs in" in said(opened.caption)
+    opened.button(key="to-jobs-Map all neurons").click().run()
+    assert [one.value for one in opened.title] == ["Jobs"]
+    assert not opened.exception
+
+
 def test_home_opens_a_run_on_its_screen(shown_results):
     opened = screen("home", run="probe")
     opened.button(key="to-probes_and_erasure-Open").click().run()

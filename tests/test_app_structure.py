@@ -116,3 +116,18 @@ def test_what_the_page_is_made_of_beside_python_is_packed():
     packed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["app"]
     others = {path.suffix for path in APP.iterdir() if path.is_file()} - {".py"}
     assert {one.removeprefix("*") for one in packed} == others
+
+
+def test_streamlit_advertises_nothing_to_the_user(tmp_path):
+    """On the page it offers to install things for programming assistants, where it finds one. Streamlit itself is asked whether
+    it may, when it has the app's options."""
+    code = (
+        "from streamlit.web import bootstrap, skills\n"
+        "bootstrap.run = lambda *_: print(skills.nudge_suppression_reason())\n"
+        "from app.launch import serve\nimport socket\n"
+        "with socket.socket() as free:\n    free.bind(('127.0.0.1', 0))\n    port = free.getsockname()[1]\n"
+        f"from pathlib import Path\nserve('x', [], Path({str(tmp_path)!r}), port, browser=True)"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=ROOT)
+    expected = r"The explorer is on http://127.0.0.1:\d+, and Ctrl-C ends it.\nwelcome_hidden\n"
+    assert re.fullmatch(expected, done.stdout), done.stderr

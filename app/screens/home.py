@@ -26,14 +26,13 @@ SCREEN_OF = {
 def draw() -> None:
     runs = found_runs()
     free = sum(one.bytes for one in runs)
-    st.caption(f"{len(runs)} runs in `{runs_folder()}`, {free / 1e6:,.0f} MB")
+    st.caption(f"{len(runs)} run{'s' * (len(runs) != 1)} in `{runs_folder()}`, {free / 1e6:,.0f} MB")
     if not runs:
         look.empty(
             "No run yet. Map the neurons of the model (Jobs, map-neurons: a minute or two), or ask about a prompt at once: "
             "the Prompt lab needs no run."
         )
-        page_link("jobs", "Map all neurons", verb="map-neurons")
-        page_link("prompt_lab", "Ask about a prompt")
+        _beginnings(runs)
         return
     listed = {
         "run": [one.name for one in runs], "kind": [one.kind or one.state for one in runs],
@@ -48,11 +47,22 @@ def draw() -> None:
     if not picked and url.get("run") in listed["run"]:
         picked = [runs[listed["run"].index(url.get("run"))]]
     if not picked:
-        st.caption("Choose a run to open or delete it, two to compare them.")
+        st.caption("Choose a run to open or delete it, two to compare them. Or begin here:")
+        _beginnings(runs)
     elif len(picked) == 1:
         _one(picked[0])
     else:
         _compare(picked)
+
+
+def _beginnings(runs: list[FoundRun]) -> None:
+    maps = [one.name for one in runs if one.kind == "neuron map" and one.state == "whole"]
+    page_link("prompt_lab", "Ask about a prompt")
+    if maps:
+        page_link("neurons", "Search the neurons for a word", map=maps[0], q="dog")
+    else:
+        page_link("jobs", "Map all neurons", verb="map-neurons")
+    page_link("model_map", "See what can be read, and check that it is read rightly")
 
 
 def _one(run: FoundRun) -> None:
