@@ -37,7 +37,7 @@ def plot_neuron_effect(effect: NeuronEffect) -> go.Figure:
     words = ", ".join(plain(shown(word)) for word in own["words"])
     figure.update_layout(
         title=f"Neuron {own['layer']}.{own['neuron']} ({own['side']}) clamped to {own['value']:g}: its words {words}",
-        template="plotly_white", height=220 + 60 * len(prompts), legend={"orientation": "h", "y": -0.35},
+        template="plotly_white", height=220 + 60 * len(prompts), legend={"orientation": "h", "y": 1, "yanchor": "bottom"},
         xaxis_title="mean change of its words' log-probability as the next token (nats)",
     )  # fmt: skip
     figure.update_yaxes(autorange="reversed", automargin=True)
