@@ -64,22 +64,35 @@ def starting_at(model: LanguageModel, layer: int, stream: Tensor) -> Iterator[No
     seen what blocks give beside the stream. What sites before the layer hold is not true then, but for the state that enters
     it.
 
-    For runs of the same texts that differ from this block on: TransformerLens has `start_at_layer` for it.
+    For runs of the same texts that differ from this block on: TransformerLens has `start_at_layer` for it. Hooks on the blocks
+    that are left out would be heard again: see `is_hooked`. Before layer 2 there is no block to leave out, and nothing is done.
 
     Args:
         stream: What `resid_pre` of the layer holds for the batch, `[batch, pos, d_model]`.
+    Raises:
+        LayerOutOfRange: if the model has no such layer.
+        LengthMismatch: from the forward pass, if the stream is of another batch.
     """
+    model.block(layer)
     if layer < 2:
         yield
         return
     first = model.block(0)
     given: list[Any] = []
 
+    def handed_on(seen: Tensor) -> Tensor:
+        if seen.shape != stream.shape:
+            raise LengthMismatch(
+                f"A stream of {list(stream.shape)} (batch, pos, d_model) was given for a batch of {list(seen.shape)}. Give "
+                "resid_pre of the same batch."
+            )
+        return stream.to(seen.device).clone()  # some blocks go on adding to it in place
+
     def note(module: nn.Module, args: Any, output: Any) -> None:
         given[:] = [output]
 
     with ExitStack() as hooks:
-        hooks.enter_context(edited(model, {Site("resid_post", 0): lambda seen: stream.to(seen.device).clone()}))
+        hooks.enter_context(edited(model, {Site("resid_post", 0): handed_on}))
         hooks.callback(first.register_forward_hook(note).remove)  # after the edit: it notes the output with this stream
         for skipped in range(1, layer):
             hooks.enter_context(replaced(model.block(skipped), "forward", lambda *_, **__: given[0]))
@@ -114,6 +127,13 @@ def is_edited(model: LanguageModel) -> bool:
     return any(
         _ours(m._forward_hooks, _Applied, _Added, Watch) or _ours(m._forward_pre_hooks, _Applied) for m in model.hf.modules()
     )
+
+
+def is_hooked(model: LanguageModel) -> bool:
+    """Whether some block of edits is open, or a hook of anyone else's is on a transformer block. What it does is then in the
+    streams that are kept, and a pass that began at one of them would have it done again."""
+    blocks = [model.block(layer) for layer in range(model.n_layers)]
+    return is_edited(model) or any(block._forward_hooks or block._forward_pre_hooks for block in blocks)
 
 
 def is_output_edited(module: nn.Module) -> bool:

@@ -20,6 +20,11 @@ from workbench.analyses.rerun import Rerun
 ROUNDS = 5
 
 
+def _blocks_run(model: wb.LanguageModel, layer: int) -> int:
+    """The first one runs whatever the layer."""
+    return model.n_layers - layer + (layer > 0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tokens", type=int, default=300)
@@ -53,8 +58,8 @@ def main() -> None:
     head, block = model.d_vocab * model.d_model, sum(p.numel() for p in model.block(0).parameters())
     whole = len(layers) * (model.n_layers * block + head)
     bounds = {
-        "losses without one MLP": sum((model.n_layers - layer) * block + head for layer in layers) / whole,
-        "activation patching": sum(model.n_layers - layer for layer in range(model.n_layers)) / model.n_layers**2,
+        "losses without one MLP": sum(_blocks_run(model, layer) * block + head for layer in layers) / whole,
+        "activation patching": sum(_blocks_run(model, layer) for layer in range(model.n_layers)) / model.n_layers**2,
     }
     table = [
         {

@@ -24,7 +24,7 @@ from workbench.model import Batch, LanguageModel
 from workbench.results import Result, versions
 from workbench.sites import Site, parse_layers, parse_sites
 from workbench.tokens import shown
-from workbench.tracer import edited, is_edited, starting_at
+from workbench.tracer import edited, is_hooked, starting_at
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -179,7 +179,7 @@ def _patched(
 def _streams(model: LanguageModel, corrupted: Batch, sites: Sequence[Site]) -> dict[int, Tensor]:
     """What enters the blocks that are patched: nothing is patched before these. None where the model is edited already: those
     edits may be before them."""
-    if is_edited(model):
+    if is_hooked(model):
         return {}
     acts = capture(model, corrupted, [f"resid_pre.{layer}" for layer in sorted({site.layer or 0 for site in sites})])
     return {int(name.rpartition(".")[2]): acts[name] for name in acts}

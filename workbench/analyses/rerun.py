@@ -14,7 +14,7 @@ from workbench.corpus.corpus import Row
 from workbench.model import Batch, LanguageModel
 from workbench.sites import Site
 from workbench.streaming.batches import batch_of, batched
-from workbench.tracer import is_edited, starting_at
+from workbench.tracer import is_hooked, starting_at
 
 LOGITS_AT_ONCE = 2048
 """Tokens whose logits are in memory at once."""
@@ -33,7 +33,8 @@ class Rerun:
     """Rows of tokens in batches, with the stream at the layer from which they are run.
 
     Experiments that change a model from a layer on differ in nothing before it. One after the other in the order of their
-    layers, they cost what lies behind these; the stream is moved on from one to the next.
+    layers, they cost what lies behind these: the stream is moved on from one to the next, and begun again at a lower one. It
+    holds d_model numbers a token, beside the model, and is that of the weights with which it was made.
     """
 
     def __init__(self, model: LanguageModel, rows: Sequence[Row], batch_tokens: int | None) -> None:
@@ -43,8 +44,9 @@ class Rerun:
 
     def since(self, layer: int) -> list[Run]:
         """Every batch, to be run from a layer on: what is read or changed then must be the state that enters the layer, or lie
-        behind it. Where edits are open already, batches are run from the beginning: those edits may be anywhere."""
-        if layer < self._layer or is_edited(self.model):
+        behind it, and is lost where it does not. Where edits are open already (or hooks of the caller's own), batches are run
+        from the beginning: those may be anywhere."""
+        if layer < self._layer or is_hooked(self.model):
             self._to_first()
         elif layer > self._layer:
             self._streams = self._at(Site("resid_pre", layer))

@@ -144,7 +144,8 @@ def shortcuts(
         kind: `ridge`, its strength by generalised cross-validation, or `ols`.
         affine: With an intercept. (Published are maps without, of `ols`.)
         nulls: Also replace by the mean and by nothing: well over half of the cost.
-        loss_tokens: Held-out tokens that the output is measured on; each first layer, mode and way runs the model over them.
+        loss_tokens: Held-out tokens that the output is measured on; each first layer, mode and way runs the model over them,
+            from that layer on.
         batch_tokens, massive_at: As in `stream`.
     Raises:
         TooFewTokens: if least squares has too few tokens, or no document is held out, or none reaches the fifth position.
