@@ -32,6 +32,7 @@ _MODEL: dict[str, Any] = {"spec": None, "model": None, "about": None}
 
 
 def task(function: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """One that needs no model, known to the worker by its name."""
     TASKS[function.__name__] = function
     return function
 
@@ -112,6 +113,7 @@ def _tokens(model: LanguageModel, prompt: str) -> list[dict[str, Any]]:
 
 @of_model
 def load(model: LanguageModel) -> dict[str, Any]:
+    """The model's own, as the sidebar shows it, and its catalogue of sites."""
     from workbench.catalogue import site_table
 
     return {"settings": model.provenance, "tables": {"table": columns(site_table(model))}, "figures": {}, "about": held()}
@@ -119,6 +121,7 @@ def load(model: LanguageModel) -> dict[str, Any]:
 
 @of_model
 def verify(model: LanguageModel) -> dict[str, Any]:
+    """Every identity that the names of sites promise, the worst layer of each."""
     found = model.verify()
     return answer(found, {"table": found.worst()}, headline=found.headline(), passed=found.passed)
 
@@ -146,6 +149,7 @@ def lens_lines(model: LanguageModel, prompt: str, lens: str, k: int, measure: st
 def lens_difference(
     model: LanguageModel, prompt: str, lens: str, other: str, other_lens: str, measure: str, target: str | None = None
 ) -> dict[str, Any]:
+    """A measure of one prompt through a lens, less that of another prompt, or through another lens."""
     one, two = _view(model, prompt, lens, 5, target), _view(model, other, other_lens, 5, target)
     figure = one.plot_difference(two, measure)
     return answer(one, {"first": one.positions, "second": two.positions}, {"heatmap": figure}, _short(model, prompt))
@@ -153,6 +157,7 @@ def lens_difference(
 
 @of_model
 def attention(model: LanguageModel, prompt: str, layer: int) -> dict[str, Any]:
+    """Every head of a layer: which tokens look at which."""
     from workbench.analyses.prompt_states import attention_patterns
 
     found = attention_patterns(model, prompt, layer)
@@ -161,6 +166,7 @@ def attention(model: LanguageModel, prompt: str, layer: int) -> dict[str, Any]:
 
 @of_model
 def norms(model: LanguageModel, prompt: str) -> dict[str, Any]:
+    """Lengths of the states, by layer and token."""
     from workbench.analyses.prompt_states import state_norms
 
     n = _short(model, prompt)
@@ -216,6 +222,7 @@ def clamp(
     model: LanguageModel, layer: int, neuron: int, prompt: str, value: float = 8.0, side: str = "up", n_random: int = 20,
     max_new_tokens: int = 20, seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
+    """What a neuron's words and the continuation become while it is clamped, beside random neurons of its layer."""
     from workbench.analyses.neuron_effect import neuron_effect
 
     n = _short(model, prompt)
@@ -241,6 +248,7 @@ def examples(folder: str, site: str, index: int) -> dict[str, Any]:
 
 @of_model
 def backward(model: LanguageModel, prompt: str, target: str, step: float | None = None, k: int = 5) -> dict[str, Any]:
+    """What a gradient step on a target would write, by matrix, and what it does, if a step is given."""
     from workbench.analyses.backward_lens import backward_lens
     from workbench.analyses.step_forecast import forecast_step
 

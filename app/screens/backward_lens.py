@@ -15,6 +15,7 @@ from workbench.tokens import shown
 
 
 def draw() -> None:
+    """The prompt and its target, the matrices, and the forecast of a step."""
     with st.container(border=True):
         url.widget(st.text_area, "prompt", "Prompt", height=80)
         left, right = st.columns(2)

@@ -24,6 +24,7 @@ SCREEN_OF = {
 
 
 def draw() -> None:
+    """The runs of the folder: one chosen is opened or deleted, several are compared."""
     runs = found_runs()
     free = sum(one.bytes for one in runs)
     st.caption(f"{len(runs)} run{'s' * (len(runs) != 1)} in `{runs_folder()}`, {free / 1e6:,.0f} MB")

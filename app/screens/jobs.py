@@ -30,6 +30,7 @@ def the_jobs() -> Jobs:
 
 
 def draw() -> None:
+    """The form of one verb, and below it the jobs that run, wait and have ended."""
     jobs = the_jobs()
     left, right = st.columns(2)
     with left, st.container(border=True):

@@ -11,6 +11,7 @@ from app.lines import Question
 
 
 def draw() -> None:
+    """The model's sizes, the lamp of the self-check, and the catalogue of sites."""
     question = Question("load", {"model": model_asked()})
     answer = ask(question.task, **question.arguments)
     if answer is None:

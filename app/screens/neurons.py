@@ -25,6 +25,7 @@ ENDS = {"top": "stands for", "bottom": "and least for"}
 
 
 def draw() -> None:
+    """The search over a map, and the page of the neuron that was chosen in it."""
     maps = [one.name for one in found_runs("neuron map")]
     left, right = st.columns([3, 2])
     with left, st.container(border=True):

@@ -25,6 +25,7 @@ TITLES = {
 
 
 def draw() -> None:
+    """A run of probes or of erasure, and a continuation with the concept erased."""
     runs = [one.name for one in found_runs(*KINDS)]
     if not runs:
         look.empty("No probe or erasure has been run. Start one: the shipped set `number` at one site takes a minute.")

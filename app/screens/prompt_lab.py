@@ -25,6 +25,7 @@ COMPARE = ("nothing", "another prompt", "another lens")
 
 
 def draw() -> None:
+    """The tokens and the lens of one prompt, with what is asked of the chosen cell."""
     with st.container(border=True):
         url.widget(st.text_area, "prompt", "Prompt", height=80, placeholder="The capital of France is")
         left, middle, right = st.columns([2, 2, 2])

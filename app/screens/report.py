@@ -13,6 +13,7 @@ from app.report_files import html_report, notebook_report
 
 
 def draw() -> None:
+    """The cards that the link names, with their notes, and both files to download."""
     cards = {name: found for name in url.get("cards") if (found := saved(name)) is not None}
     if missing := len(url.get("cards")) - len(cards):
         st.warning(f"{missing} cards of this link are not on this machine.")

@@ -21,6 +21,7 @@ SCORES = ("held_out", "null", "in_sample", "whitened_held_out", "efficiency", "f
 
 
 def draw() -> None:
+    """A run of transport or linearity, and of the former the pair that was chosen."""
     runs = {one.name: one.kind for one in found_runs(*KINDS)}
     if not runs:
         look.empty("Nothing has been measured yet. Start with linearity, a minute or two; transport of all pairs takes longer.")
